@@ -1,0 +1,159 @@
+"""Configuration: frozen dataclasses declare the keys, a ConfigDict carries the overrides.
+
+Every room declares its own options next to the code that uses them:
+
+    @dataclasses.dataclass(frozen=True)
+    class ModelConfig:
+        width: int = option(768, "Model width d.")
+        mlp: str = option("gelu", "Activation of the MLP.", choices=("gelu", "swiglu"))
+
+`to_config_dict` makes the ConfigDict that the command line overrides, `from_config_dict` turns it back, once,
+and refuses what doesn't fit with a `ConfigError` of one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+class UserError(Exception):
+    """A mistake that its maker can mend: the message is one line, and no traceback is shown."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be used."""
+
+
+def option(default: Any, doc: str, *, choices: tuple[Any, ...] | None = None) -> Any:
+    """A key of a configuration dataclass: its default, one line of documentation, and its allowed values."""
+    metadata = {"doc": doc, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(cls: type, doc: str = "") -> Any:
+    """A nested group of keys, declared by the dataclass `cls`."""
+    return dataclasses.field(default_factory=cls, metadata={"doc": doc, "choices": None})
+
+
+def method_section(name: str, methods: Mapping[str, type], default: str, doc: str) -> type:
+    """Declares a choice among registered methods, each with the options that its own file declares.
+
+    The result has the key `method` and one sub-section a method, so that registering a method is all that it takes to
+    make it and its options known to the command line: `--config.reparam.method=wesar --config.reparam.wesar.sigma=0.02`.
+    """
+    choice = ("method", str, option(default, doc, choices=tuple(methods)))
+    options = [
+        (key, cls, section(cls, (cls.__doc__ or "").split("\n")[0]))
+        for key, cls in methods.items()
+        if dataclasses.fields(cls)
+    ]
+    return dataclasses.make_dataclass(name, [choice, *options], frozen=True)
+
+
+def options_of(config: Any) -> Any:
+    """The options of the method that a `method_section` has chosen, or None where it declares none."""
+    return getattr(config, config.method, None)
+
+
+def to_config_dict(config: Any) -> ConfigDict:
+    """The overridable form of a configuration dataclass."""
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        values[field.name] = to_config_dict(value) if dataclasses.is_dataclass(value) else value
+    return ConfigDict(values)
+
+
+def from_config_dict(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Builds `cls` from a (possibly overridden) mapping; raises ConfigError at the first thing that doesn't fit."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    types = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise ConfigError(unknown(f"config key {prefix}{key!s}", key, fields, prefix))
+    built = {}
+    for name, field in fields.items():
+        if name not in values:
+            continue
+        value = values[name]
+        if dataclasses.is_dataclass(types[name]):
+            if not isinstance(value, Mapping | ConfigDict):
+                raise ConfigError(f"config key {prefix}{name} is a section, not the value {value!r}")
+            built[name] = from_config_dict(types[name], value, f"{prefix}{name}.")
+        else:
+            built[name] = _checked(prefix + name, value, types[name], field.metadata["choices"])
+    return cls(**built)
+
+
+def _checked(key: str, value: Any, kind: Any, choices: tuple[Any, ...] | None) -> Any:
+    """`value` as a `kind`: ints widen to float, lists to tuples, and nothing else is converted."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        items = (value,) if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise ConfigError(f"config key {key} takes a tuple, not {value!r}")
+        value = tuple(_checked(key, item, arguments[0], None) for item in items)
+    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"config key {key} takes {_article(kind.__name__)}, not {value!r}")
+    if choices is not None and value not in choices:
+        raise ConfigError(f"config key {key}={value!r} is not one of: {', '.join(map(str, choices))}")
+    return value
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def unknown(what: str, given: str, known: Any, prefix: str = "") -> str:
+    """One line that names an unknown thing and the nearest known one (or all of them, when none is near)."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(prefix + str(key) for key in known)}"
+    return f"unknown {what}; {hint}"
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"model.width": 768, ...}`, in the order of declaration."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{field.name}.")
+        else:
+            flat[prefix + field.name] = value
+    return flat
+
+
+def declared(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str, tuple[Any, ...] | None]]:
+    """Yields (key, type, default, documentation, choices) of every declared key: the source of docs/configuration.md."""
+    types = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        kind = types[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from declared(kind, f"{prefix}{field.name}.")
+        else:
+            name = str(kind) if typing.get_origin(kind) else kind.__name__
+            yield prefix + field.name, name, field.default, field.metadata["doc"], field.metadata["choices"]
+
+
+def parse_argument(argument: str | None, **choices: tuple[str, ...]) -> dict[str, str]:
+    """Parses a config file's argument, `configs/x.py:size=130m,method=wesar`; the first choice is the default.
+
+    A name with no choices, `name=()`, takes any value and defaults to "".
+    """
+    parsed = {name: allowed[0] if allowed else "" for name, allowed in choices.items()}
+    for item in filter(None, (argument or "").split(",")):
+        name, _, value = item.partition("=")
+        if name not in choices:
+            raise ConfigError(unknown(f"config argument {name!r}", name, choices))
+        if choices[name] and value not in choices[name]:
+            raise ConfigError(f"config argument {name}={value!r} is not one of: {', '.join(choices[name])}")
+        parsed[name] = value
+    return parsed
