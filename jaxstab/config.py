@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -36,29 +37,38 @@ def option(default: Any, doc: str, *, choices: tuple[Any, ...] | None = None) ->
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def section(cls: type, doc: str = "") -> Any:
+def section(cls: type) -> Any:
     """A nested group of keys, declared by the dataclass `cls`."""
-    return dataclasses.field(default_factory=cls, metadata={"doc": doc, "choices": None})
+    return dataclasses.field(default_factory=cls)
 
 
-def method_section(name: str, methods: Mapping[str, type], default: str, doc: str) -> type:
-    """Declares a choice among registered methods, each with the options that its own file declares.
+def method_section(name: str, methods: Mapping[str, Callable[..., Any]], default: str, doc: str) -> type:
+    """Declares a choice among registered methods, each with the options that its own signature declares:
 
-    The result has the key `method` and one sub-section a method, so that registering a method is all that it takes to
-    make it and its options known to the command line: `--config.reparam.method=wesar --config.reparam.wesar.sigma=0.02`.
+        def wesar(sigma: Annotated[float, "Standard deviation of every stored matrix."] = 0.0063) -> Method: ...
+
+    The result has the key `method` and a sub-section for every method with options, so that registering a function is
+    all that it takes to make it known to the command line: `--config.reparam.method=wesar --config.reparam.wesar.sigma=1`.
+    Where an option is one of a few strings, they follow its documentation: `Annotated[str, "Doc.", ("a", "b")]`.
     """
-    choice = ("method", str, option(default, doc, choices=tuple(methods)))
-    options = [
-        (key, cls, section(cls, (cls.__doc__ or "").split("\n")[0]))
-        for key, cls in methods.items()
-        if dataclasses.fields(cls)
-    ]
-    return dataclasses.make_dataclass(name, [choice, *options], frozen=True)
+    fields: list[Any] = [("method", str, option(default, doc, choices=tuple(methods)))]
+    for key, method in methods.items():
+        options = [_option_of(parameter, method) for parameter in inspect.signature(method).parameters.values()]
+        if options:
+            fields.append((key, cls := dataclasses.make_dataclass(key, options, frozen=True), section(cls)))
+    return dataclasses.make_dataclass(name, fields, frozen=True)
 
 
-def options_of(config: Any) -> Any:
-    """The options of the method that a `method_section` has chosen, or None where it declares none."""
-    return getattr(config, config.method, None)
+def _option_of(parameter: inspect.Parameter, method: Callable[..., Any]) -> tuple[str, Any, Any]:
+    hint = typing.get_type_hints(method, include_extras=True)[parameter.name]
+    kind, doc, *choices = typing.get_args(hint)
+    return parameter.name, kind, option(parameter.default, doc, choices=choices[0] if choices else None)
+
+
+def build_method(config: Any, methods: Mapping[str, Callable[..., Any]]) -> Any:
+    """Calls the method that a `method_section` has chosen with its options."""
+    options = getattr(config, config.method, None)
+    return methods[config.method](**(vars(options) if options else {}))
 
 
 def to_config_dict(config: Any) -> ConfigDict:

@@ -1,0 +1,215 @@
+"""A decoder-only Transformer as a pure function of a plain tree of weights.
+
+    hidden_BTD = model.apply({"params": weights}, tokens_BT, method="hidden")
+
+The modules declare every matrix once, `[in, out]`, with its name and logical axes. They hold no initial scale and know
+nothing of reparameterization: `jaxstab.initialize` draws what `jaxstab.table` reads off them.
+
+Shapes: B batch, T length, D width, H query heads, G key-value heads, K head size, F MLP width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxstab import table
+from jaxstab.model.config import ModelConfig
+
+ROLES = {
+    rf"{name}/(kernel|embedding)$": name
+    for name in (*table.READERS, *table.BRANCH_OUTPUTS, *table.EMBEDDINGS)
+} | {r"scale$": "norm", r"bias$": "bias"}
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "swiglu": jax.nn.silu,
+}
+
+REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+def _declared(axes: tuple[str, ...]) -> Callable[..., Array]:
+    """Declares a parameter's shape and logical axes; its values are drawn elsewhere."""
+    return nn.with_logical_partitioning(nn.initializers.zeros, axes)
+
+
+def _linear(config: ModelConfig, features: int, axes: tuple[str, str], name: str, bias: bool) -> nn.Dense:
+    return nn.Dense(
+        features,
+        use_bias=bias,
+        dtype=config.dtype,
+        kernel_init=_declared(axes),
+        bias_init=_declared(axes[1:]),
+        name=name,
+    )
+
+
+def _norm(config: ModelConfig, name: str) -> nn.Module:
+    """RMSNorm or LayerNorm; Flax computes the statistics in float32 whatever the dtype."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.norm_eps, config.dtype, scale_init=_declared(("embed",)), name=name)
+    return nn.LayerNorm(
+        config.norm_eps,
+        config.dtype,
+        use_bias=config.bias,
+        scale_init=_declared(("embed",)),
+        bias_init=_declared(("embed",)),
+        name=name,
+    )
+
+
+def rotary_tables(length: int, head_dim: int, theta: float) -> Float[Array, "2 T K"]:
+    """Cosines and sines of rotary embedding (Su et al. 2021), in float32."""
+    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+    angles_TK = jnp.concatenate([angles, angles], axis=-1)
+    return jnp.stack([jnp.cos(angles_TK), jnp.sin(angles_TK)])
+
+
+def rotate(x_BTHK: Float[Array, "B T H K"], tables_2TK: Float[Array, "2 T K"]) -> Float[Array, "B T H K"]:
+    """Rotary embedding, rotate-half, in float32 and back to the dtype of `x_BTHK`."""
+    cos, sin = tables_2TK[:, :, None, :]
+    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([-second, first], axis=-1)
+    return (x_BTHK * cos + rotated * sin).astype(x_BTHK.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped-query heads."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: Array, rotary_2TK: Array | None, segments_BT: Array | None) -> Array:
+        config = self.config
+        batch, length, width = x_BTD.shape
+        kv_heads = config.kv_heads or config.heads
+
+        def heads(name: str, count: int, axis: str) -> Array:
+            x = _linear(config, count * config.head_dim, ("embed", axis), name, config.bias)(x_BTD)
+            return x.reshape(batch, length, count, config.head_dim)
+
+        q_BTHK = heads("q_proj", config.heads, "heads")
+        k_BTGK = heads("k_proj", kv_heads, "kv_heads")
+        v_BTGK = heads("v_proj", kv_heads, "kv_heads")
+        if rotary_2TK is not None:
+            q_BTHK, k_BTGK = rotate(q_BTHK, rotary_2TK), rotate(k_BTGK, rotary_2TK)
+        mask = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
+        out_BTHK = jax.nn.dot_product_attention(
+            q_BTHK, k_BTGK, v_BTGK, mask=mask, is_causal=True, implementation=config.attention
+        )
+        return _linear(config, width, ("heads", "embed"), "o_proj", config.bias)(out_BTHK.reshape(batch, length, -1))
+
+
+class MLP(nn.Module):
+    """Two matrices and an activation, or three with `swiglu`."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: Array) -> Array:
+        config = self.config
+        mlp_width = config.mlp_width or 4 * config.width
+        up_BTF = _linear(config, mlp_width, ("embed", "mlp"), "up_proj", config.bias)(x_BTD)
+        activation = ACTIVATIONS[config.mlp]
+        if config.mlp == "swiglu":
+            gate_BTF = _linear(config, mlp_width, ("embed", "mlp"), "gate_proj", config.bias)(x_BTD)
+            hidden_BTF = activation(gate_BTF) * up_BTF
+        else:
+            hidden_BTF = activation(up_BTF)
+        return _linear(config, config.width, ("mlp", "embed"), "down_proj", config.bias)(hidden_BTF)
+
+
+class Block(nn.Module):
+    """Attention and MLP branches, each normalised on the way in (pre-LN) and added to the shortcut."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        self.input_layernorm = _norm(self.config, None)
+        self.self_attn = Attention(self.config)
+        self.post_attention_layernorm = _norm(self.config, None)
+        self.mlp = MLP(self.config)
+
+    def attention_branch(self, x_BTD: Array, rotary_2TK: Array | None, segments_BT: Array | None) -> Array:
+        return self.self_attn(self.input_layernorm(x_BTD), rotary_2TK, segments_BT)
+
+    def mlp_branch(self, x_BTD: Array) -> Array:
+        return self.mlp(self.post_attention_layernorm(x_BTD))
+
+    def __call__(self, x_BTD: Array, rotary_2TK: Array | None, segments_BT: Array | None) -> tuple[Array, None]:
+        x_BTD = x_BTD + self.attention_branch(x_BTD, rotary_2TK, segments_BT)
+        x_BTD = x_BTD + self.mlp_branch(x_BTD)
+        return nn.with_logical_constraint(x_BTD, ("batch", "length", None)), None
+
+
+def _stack(config: ModelConfig) -> type[nn.Module]:
+    """The blocks as one scanned module, whose parameters lead with a layer axis."""
+    block = Block if config.remat == "none" else nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=config.layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
+class Transformer(nn.Module):
+    """Embedding, blocks, final norm and lm_head."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        config = self.config
+        self.embed_tokens = nn.Embed(
+            config.vocabulary, config.width, dtype=config.dtype, embedding_init=_declared(("vocab", "embed"))
+        )
+        if config.positions == "learned":
+            self.embed_positions = nn.Embed(
+                config.max_length, config.width, dtype=config.dtype, embedding_init=_declared(("positions", "embed"))
+            )
+        self.layers = _stack(config)(config)
+        self.norm = _norm(config, None)
+        self.lm_head = _linear(config, config.vocabulary, ("embed", "vocab"), None, False)
+
+    def hidden(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:
+        """The final normed hidden states `[B, T, D]`, in the compute dtype.
+
+        Args:
+          tokens_BT: token ids.
+          segments_BT: document numbers; attention stays inside a document where they are given.
+        """
+        config = self.config
+        length = tokens_BT.shape[1]
+        x_BTD = self.embed_tokens(tokens_BT)
+        rotary_2TK = None
+        if config.positions == "learned":
+            x_BTD = x_BTD + self.embed_positions(jnp.arange(length))
+        else:
+            rotary_2TK = rotary_tables(length, config.head_dim, config.rope_theta)
+        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
+        x_BTD, _ = self.layers(x_BTD, rotary_2TK, segments_BT)
+        return self.norm(x_BTD)
+
+    def __call__(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:
+        """Logits `[B, T, V]` in float32. Training never forms them: see `jaxstab.model.loss`."""
+        return self.lm_head(self.hidden(tokens_BT, segments_BT)).astype(jnp.float32)
+
+
+def read_table(config: ModelConfig) -> table.Table:
+    """The table of a model's effective weights, without allocating one."""
+    tokens = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
+    variables = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)
+    rows = table.read(variables["params"], ROLES)
+    if config.tie_embeddings:
+        rows["lm_head"]["kernel"] = rows["lm_head"]["kernel"].replace(tied="embed_tokens/embedding")
+    return rows

@@ -1,0 +1,36 @@
+"""WeSaR: weight scaling as reparameterization (Nishida et al., EMNLP 2024, section 4.1)."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import jax
+
+from jaxstab.reparam.base import Method, Stored
+from jaxstab.table import Row
+
+
+def wesar(
+    sigma: Annotated[float, "Common standard deviation of every stored matrix; the paper's is sqrt(4e-5)."] = math.sqrt(4e-5),
+    trainable_gates: Annotated[bool, "Whether gates are trained; Table 7's `fixed` ablation when not."] = True,
+) -> Method:
+    """W̄ = α W with one trainable gate α a matrix: W ~ N(0, σ²) for every matrix, α = std(W̄) / σ at initialization.
+
+    The backbone, which sets std(W̄), is the initial scale of the run. A matrix's constant multiplier is absorbed by its
+    gate: the embedding of standard deviation 1 has the gate 1/σ = 158.
+    """
+
+    def rows(row: Row) -> dict[str, Row]:
+        gate = None if row.std is None else jax.tree.map(lambda std: std / sigma, row.std)
+        return {"weight": row.replace(std=sigma, multiplier=1.0), "gate": row.per_matrix("gate", "gate", gate)}
+
+    def init(weight: jax.Array, row: Row, key: jax.Array) -> tuple[Stored, Any]:
+        gate = row.std / sigma
+        return {"weight": weight / gate, "gate": gate}, ()
+
+    def effective(stored: Stored, state: Any) -> tuple[jax.Array, Any]:
+        gate = stored["gate"] if trainable_gates else jax.lax.stop_gradient(stored["gate"])
+        return gate * stored["weight"], state
+
+    return Method(lambda row: True, rows, init, effective)

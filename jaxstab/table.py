@@ -1,0 +1,155 @@
+"""The table: one row a parameter, read off the model, from which everything else follows.
+
+A table is a pytree of the same structure as the parameters, with a `Row` where they have an array, so that
+`jax.tree.map(function, table, parameters)` gives every array its row. Initial scales, reparameterization, weight decay,
+shardings, measurements and `describe` are all functions of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from jaxstab.config import UserError
+
+# Matrices by the side of the residual stream they stand on. The names are Hugging Face's.
+READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head")
+BRANCH_OUTPUTS = ("o_proj", "down_proj")
+EMBEDDINGS = ("embed_tokens", "embed_positions")
+MATRICES = (*READERS, *BRANCH_OUTPUTS, *EMBEDDINGS)
+VECTORS = ("norm", "bias", "gate")
+
+Table = Any  # a pytree of Row
+Std = float | tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What is known of one parameter, without its values.
+
+    Attributes:
+      path: its place in the tree, as "layers/self_attn/q_proj/kernel".
+      role: what it is for, one of MATRICES or VECTORS.
+      shape: its shape, with the layer axis where it is stacked.
+      axes: a logical axis name (or None) for every axis of `shape`.
+      stacked: whether the first axis counts layers.
+      depth: the number N of blocks in the model.
+      std: standard deviation at initialization, a scalar or one per layer; None where it is not drawn.
+      value: initial value of what is constant at initialization (gates, norms, biases); None where it is drawn.
+      multiplier: a constant factor between the stored and the effective weight.
+      learning_rate, decay, eps: multipliers of the optimizer's settings.
+      tied: path of the stored matrix whose transpose this one is, or "".
+    """
+
+    path: str
+    role: str
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    stacked: bool
+    depth: int = 1
+    std: Std | None = None
+    value: Std | None = None
+    multiplier: float = 1.0
+    learning_rate: float = 1.0
+    decay: float = 0.0
+    eps: float = 1.0
+    tied: str = ""
+
+    @property
+    def layers(self) -> int:
+        """Number of layers in the stack; 0 for a parameter outside it."""
+        return self.shape[0] if self.stacked else 0
+
+    @property
+    def is_matrix(self) -> bool:
+        return self.role in MATRICES
+
+    @property
+    def fan_in(self) -> int:
+        return self.shape[-2]
+
+    @property
+    def fan_out(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def width(self) -> int:
+        """The model width d: the side of a matrix that faces the residual stream."""
+        return self.fan_in if self.role in READERS else self.fan_out
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def per_matrix(self, name: str, role: str, value: Std | None) -> Row:
+        """The row of a scalar that accompanies this matrix, a vector over layers where it is stacked."""
+        leading = int(self.stacked)
+        return Row(name, role, self.shape[:leading], self.axes[:leading], self.stacked, self.depth, value=value)
+
+    def replace(self, **changes: Any) -> Row:
+        return dataclasses.replace(self, **changes)
+
+
+def read(parameters: Any, roles: Mapping[str, str], *, stacked: str = r"^layers/", depth: int = 0) -> Table:
+    """Reads the table off a tree of (abstract) parameters.
+
+    Args:
+      parameters: arrays, `jax.ShapeDtypeStruct`s or Flax boxes of these (`nn.with_logical_partitioning`), whose names
+        become the logical axes.
+      roles: regular expressions, searched in a parameter's path in order, to roles.
+      stacked: a regular expression for the paths whose first axis counts layers.
+      depth: the number of blocks; 0 takes the longest stack's.
+
+    Raises:
+      UserError: a parameter that no pattern covers.
+    """
+
+    def row(key_path: Any, leaf: Any) -> Row:
+        path = path_of(key_path)
+        value = leaf.value if hasattr(leaf, "names") else leaf
+        role = next((role for pattern, role in roles.items() if re.search(pattern, path)), None)
+        if role is None:
+            raise UserError(f"no role covers the parameter {path} {tuple(value.shape)}; add a pattern for it")
+        if role not in MATRICES + VECTORS:
+            raise UserError(f"the parameter {path} has the unknown role {role!r}; roles: {', '.join(MATRICES + VECTORS)}")
+        axes = tuple(getattr(leaf, "names", (None,) * len(value.shape)))
+        is_matrix = role in MATRICES
+        initial = None if is_matrix else float(role == "norm")
+        is_stacked = bool(re.search(stacked, path))
+        return Row(path, role, value.shape, axes, is_stacked, value=initial, decay=float(is_matrix))
+
+    table = jax.tree_util.tree_map_with_path(row, parameters, is_leaf=lambda leaf: hasattr(leaf, "names"))
+    depth = depth or max(1, *(row.layers for row in rows(table)))
+    return jax.tree.map(lambda row: row.replace(depth=depth), table)
+
+
+def path_of(key_path: Any) -> str:
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def rows(table: Table) -> list[Row]:
+    """The rows of a table, in the order of its leaves."""
+    return jax.tree.leaves(table)
+
+
+def count(table: Table) -> int:
+    """The exact number of parameters."""
+    return sum(row.size for row in rows(table))
+
+
+def by_role(function: Callable[..., Any], table: Table, *trees: Any) -> dict[str, Any]:
+    """Applies `function(row, *leaves)` to every matrix and returns {role: result}.
+
+    Matrices of one role are expected to be stacked; a second one of the same role gets its path as its name.
+    """
+    results: dict[str, Any] = {}
+    flat = [jax.tree.structure(table).flatten_up_to(tree) for tree in trees]
+    for row, *leaves in zip(rows(table), *flat, strict=True):
+        if row.is_matrix:
+            results[row.role if row.role not in results else row.path] = function(row, *leaves)
+    return results
