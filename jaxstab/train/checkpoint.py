@@ -1,0 +1,322 @@
+"""Checkpoints that know whether they are intact.
+
+Orbax writes and reads the arrays; beside them stands a record of every array's shape, dtype and digest, because Orbax
+itself restores a file with a flipped bit, or casts to another dtype, without a word. A checkpoint that fails its
+record is damaged: it is named, set aside, and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
+
+from jaxstab.config import ConfigError, UserError, option
+
+PACKAGES = ("jaxstab", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written, and which of them stay."""
+
+    every: int = option(1000, "Steps between two checkpoints; 0 saves at the end only.")
+    keep_last: int = option(2, "Newest checkpoints that are kept; the one before the last serves when that is damaged.")
+    keep_every: int = option(0, "Checkpoints of steps divisible by this are kept for good; 0 keeps none.")
+
+    def __post_init__(self) -> None:
+        for key, least in (("every", 0), ("keep_last", 1), ("keep_every", 0)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"checkpoint.{key}={getattr(self, key)} is too small: it takes at least {least}")
+
+
+class Checkpoints:
+    """The checkpoints of a run, one directory a step; also a context manager."""
+
+    def __init__(
+        self,
+        directory: str | Path,
+        config: CheckpointConfig,
+        warn: Callable[[str], None] = logging.getLogger(__name__).warning,
+    ):
+        """Opens `directory`, made if missing, and removes what killed saves have left there.
+
+        Args:
+          directory: where the checkpoints are.
+          config: when to save and what to keep.
+          warn: takes the line that names a damaged checkpoint.
+
+        Raises:
+          UserError: the directory cannot be made or read.
+        """
+        self._directory = Path(directory).absolute()
+        self._every = config.every
+        self._warn = warn
+        self._saving = -1
+        kept = [LatestN(config.keep_last), *([EveryNSteps(config.keep_every)] if config.keep_every else [])]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+        )
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        except OSError as error:
+            raise UserError(f"checkpoints cannot be kept in {self._directory}: {_reason(error)}") from error
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending, with the one being written."""
+        return sorted(self._manager.all_steps())
+
+    def due(self, step: int) -> bool:
+        """Whether the cadence asks for a checkpoint of this step."""
+        return self._every > 0 and step > 0 and step % self._every == 0
+
+    def save(self, step: int, state: Any, meta: dict[str, Any], force: bool = False) -> bool:
+        """Starts writing a checkpoint; returns once the arrays may be donated or overwritten.
+
+        Args:
+          step: updates done so far.
+          state: any pytree of jax arrays, on one mesh.
+          meta: what else a resumed run needs, as JSON; the versions of the libraries are added under `versions`.
+          force: save also when the step is not due.
+
+        Returns:
+          Whether a save was started: not where the step isn't due, or has its checkpoint already.
+
+        Raises:
+          UserError: this save could not be started, or the one before it has failed.
+        """
+        if not (force or self.due(step)) or step in self.steps():
+            return False
+        self.wait()
+        record = {"meta": {**meta, "versions": versions()}, "arrays": _described(state, digests(state))}
+        record = json.loads(json.dumps(record))  # as it will be read: tuples are lists, keys are strings
+        sealed = ocp.args.JsonSave({**record, "sha256": _sha256(record)})
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=sealed)
+        self._saving = step
+        self._or_user_error(lambda: self._manager.save(step, args=args, force=True))
+        return True
+
+    def wait(self) -> None:
+        """Returns when the save in progress has reached the disk; raises UserError where it has failed."""
+        self._or_user_error(self._manager.wait_until_finished)
+
+    def _or_user_error(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except Exception as error:  # whatever kept a checkpoint from being written, its maker is told in one line
+            self._manager.reload()
+            raise UserError(
+                f"checkpoint {self._saving} could not be written to {self._directory}: {_reason(error)}"
+            ) from error
+
+    def close(self) -> None:
+        """Finishes the save in progress and lets go of the directory; raises UserError where that save has failed."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        """Reads one checkpoint and checks it against its record.
+
+        Args:
+          step: which one.
+          abstract_state: the state as jax.ShapeDtypeStruct with shardings, on any mesh.
+
+        Returns:
+          The state, in the shardings of `abstract_state`, and the meta that was saved with it.
+
+        Raises:
+          UserError: there is no such checkpoint, it is damaged, or its arrays are not those of `abstract_state`.
+        """
+        if step not in self.steps():
+            has = ", ".join(map(str, self.steps())) or "none"
+            raise UserError(f"no checkpoint of step {step} in {self._directory}; there is: {has}")
+        try:
+            return self._read(step, abstract_state)
+        except _DamagedError as damage:
+            raise UserError(f"checkpoint {step} in {self._directory} is damaged: {damage}") from damage
+
+    def restore_latest(self, abstract_state: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """Reads the newest intact checkpoint; newer damaged ones are named and set aside as `<step>.damaged`.
+
+        Returns:
+          The step, the state and the meta; None where there is no checkpoint.
+
+        Raises:
+          UserError: every checkpoint is damaged (they all stay in place), or the newest readable one holds other arrays
+            than `abstract_state`.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                state, meta = self._read(step, abstract_state)
+            except _DamagedError as damage:
+                damaged[step] = str(damage)
+                continue
+            for bad, why in damaged.items():
+                self._set_aside(bad)
+                self._warn(f"checkpoint {bad} is damaged ({why}): moved to {bad}.damaged, going on from step {step}")
+            return step, state, meta
+        if damaged:
+            named = "; ".join(f"{step} ({why})" for step, why in damaged.items())
+            raise UserError(f"every checkpoint in {self._directory} is damaged: {named}. Start in another workdir")
+        return None
+
+    def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        record = self._item(step, "record", ocp.args.JsonRestore())
+        claimed = record.pop("sha256", None) if isinstance(record, dict) else None
+        if claimed is None or claimed != _sha256(record):
+            raise _DamagedError("its record has changed since it was written")
+        mismatch = _mismatch(record["arrays"], _described(abstract_state))
+        if mismatch:
+            raise UserError(f"checkpoint {step} in {self._directory} is of another model or optimizer: {mismatch}")
+        state = self._item(step, "state", ocp.args.StandardRestore(abstract_state))
+        found = digests(state)
+        wrong = [path for path, array in record["arrays"].items() if found[path] != array["digest"]]
+        if wrong:
+            raise _DamagedError(f"{wrong[0]} has other values than were written" + _and_more(wrong))
+        return state, record["meta"]
+
+    def _item(self, step: int, name: str, args: ocp.args.CheckpointArgs) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise  # the machine's trouble, not the checkpoint's
+        except Exception as error:  # a damaged file shows itself in many ways
+            raise _DamagedError(f"its {name} cannot be read: {_reason(error)}") from error
+
+    def _set_aside(self, step: int) -> None:
+        target = self._directory / f"{step}.damaged"
+        if target.exists():
+            shutil.rmtree(target)
+        (self._directory / str(step)).rename(target)
+        self._manager.reload()
+
+
+class _DamagedError(Exception):
+    """A checkpoint is not what was written."""
+
+
+def versions() -> dict[str, str]:
+    """The versions that made a checkpoint: Python, jaxstab and the libraries that numbers depend on."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # jaxstab, run from its source tree
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """A digest of 64 bits for every array of `tree`, by path; the same on any mesh and under any sharding.
+
+    One flipped bit always changes it; other changes (swapped elements, zeroed blocks) escape with probability 2^-64.
+    """
+    named = _named(tree)
+    meshes = [x.sharding.mesh for x in named.values() if isinstance(x.sharding, jax.sharding.NamedSharding)]
+    replicated = jax.sharding.NamedSharding(meshes[0], jax.sharding.PartitionSpec()) if meshes else None
+    lanes = jax.device_get(_fingerprints(list(named.values()), replicated))
+    return {path: f"{high:08x}{low:08x}" for path, (high, low) in zip(named, lanes, strict=True)}
+
+
+@functools.partial(jax.jit, static_argnames="replicated")
+def _fingerprints(arrays: list[jax.Array], replicated: jax.sharding.Sharding | None) -> jax.Array:
+    """uint32[arrays, 2], whole on every host."""
+    lanes = jnp.stack([_fingerprint(array) for array in arrays])
+    return lanes if replicated is None else jax.lax.with_sharding_constraint(lanes, replicated)
+
+
+def _fingerprint(array: jax.Array) -> jax.Array:
+    """Two sums, modulo 2^32, over words mixed with their position: a sum asks for no order, hence for no layout.
+
+    At a given position the mix is a bijection, so that a change of one word always changes the sum. The first lane's
+    position is the row-major index, the second's tells apart the indices that agree modulo 2^32.
+    """
+    words = _words(array)
+    row_major, scattered = jnp.uint32(0), jnp.uint32(0)
+    for axis, size in enumerate(words.shape):
+        index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        row_major = row_major * jnp.uint32(size % 2**32) + index
+        scattered = (scattered + index) * jnp.uint32(0x9E3779B1)
+    first = _mixed(words ^ _mixed(row_major + jnp.uint32(0x27D4EB2F)))
+    second = _mixed((words + jnp.uint32(0x85EBCA77)) ^ _mixed(scattered + jnp.uint32(0xC2B2AE3D)))
+    return jnp.stack([first.sum(dtype=jnp.uint32), second.sum(dtype=jnp.uint32)])
+
+
+def _words(array: jax.Array) -> jax.Array:
+    """The bits of an array as uint32, of its shape (with a last axis of 2 for 64-bit types)."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(array)
+    if array.dtype == jnp.bool_:
+        return array.astype(jnp.uint32)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[array.dtype.itemsize]
+    return jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+
+
+def _mixed(words: jax.Array) -> jax.Array:
+    """A bijection of uint32 in which every bit depends on every other (the finalizer of MurmurHash3)."""
+    words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
+    words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
+    return words ^ (words >> 16)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _described(tree: Any, digest: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    described: dict[str, dict[str, Any]] = {
+        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for path, leaf in _named(tree).items()
+    }
+    for path, value in (digest or {}).items():
+        described[path]["digest"] = value
+    return described
+
+
+def _mismatch(saved: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> str:
+    """What keeps the saved arrays from being the wanted ones, or "" where nothing does."""
+    differences = [f"{path} is missing there" for path in wanted if path not in saved]
+    differences += [f"{path} is unknown here" for path in saved if path not in wanted]
+    for path in wanted.keys() & saved.keys():
+        there, here = (f"{array['dtype']}{array['shape']}" for array in (saved[path], wanted[path]))
+        if there != here:
+            differences.append(f"{path} is {there} there and {here} here")
+    return min(differences) + _and_more(differences) if differences else ""
+
+
+def _and_more(items: list[str]) -> str:
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
+
+
+def _sha256(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong, at a length that people read."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")
