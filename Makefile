@@ -1,0 +1,41 @@
+SUITABLE = import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
+PIP = .venv/bin/python -m pip --disable-pip-version-check
+
+.PHONY: help train test lint clean
+
+help:
+	@echo "make train   train a small model on this machine: makes .venv at first, then runs configs/quickstart.py"
+	@echo "make test    lint, then the whole test suite"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove .venv and every cache; runs/ stays"
+	@echo "Another Python than the first suitable one in PATH: make train PYTHON=/path/to/python"
+
+train: .venv/installed
+	@.venv/bin/python main.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+test: lint
+	@.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile
+
+lint: .venv/installed-dev
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+.venv/installed: requirements.txt pyproject.toml
+	@"$(PYTHON)" -c '$(SUITABLE)' 2>/dev/null || { echo "no suitable Python found: install 3.11 or newer (on" \
+		"Debian with python3-venv), or name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "Installing into .venv with $$($(PYTHON) --version), once: 1.2 GB, one to five minutes ..."
+	@"$(PYTHON)" -m venv .venv
+	@$(PIP) install -qq --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	@echo "Installing the test tools into .venv, once: less than a minute ..."
+	@$(PIP) install -qq --requirement requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
