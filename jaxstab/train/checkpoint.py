@@ -50,7 +50,7 @@ class Checkpoints:
         self,
         directory: str | Path,
         config: CheckpointConfig,
-        warn: Callable[[str], None] = logging.getLogger(__name__).warning,
+        warn: Callable[[str], None] = logging.warning,
     ):
         """Opens `directory`, made if missing, and removes what killed saves have left there.
 

@@ -1,0 +1,68 @@
+"""The run on the console: a progress bar on a terminal, a line now and then anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class RunConsole:
+    """Shows loss, tokens a second and the time left of a run of `total_steps` steps."""
+
+    def __init__(self, total_steps: int, first_step: int, seconds: float, console: Console | None = None):
+        """Starts at `first_step`; off a terminal, lines come at least `seconds` apart."""
+        self._console = console or Console()
+        self._total = total_steps
+        self._seconds = seconds
+        self._start = (first_step, time.monotonic())
+        self._next_line = 0.0
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            self._bar = _bar(self._console)
+            self._task = self._bar.add_task("train", total=total_steps, completed=first_step, shown="")
+            self._bar.start()
+
+    def train(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Shows the step just done."""
+        shown = _shown(scalars)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, shown=shown)
+        elif time.monotonic() >= self._next_line or step >= self._total:
+            self._next_line = time.monotonic() + self._seconds
+            self.line(f"step {step}/{self._total}{shown}{self._left(step)}")
+
+    def _left(self, step: int) -> str:
+        first, began = self._start
+        if step <= first or step >= self._total:
+            return ""
+        seconds = (self._total - step) * (time.monotonic() - began) / (step - first)
+        return f"  {_clock(seconds)} left"
+
+    def line(self, text: str) -> None:
+        """Prints one thing to read, above the bar where there is one."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is and gives the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _bar(console: Console) -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}", markup=False))
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
+
+
+def _shown(scalars: Mapping[str, float]) -> str:
+    loss, speed = scalars.get("train/loss"), scalars.get("train/tokens_per_second")
+    parts = ([f"loss {loss:.4f}"] if loss is not None else []) + ([f"{speed:,.0f} tokens/s"] if speed else [])
+    return "".join("  " + part for part in parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,112 @@
+"""`metrics.jsonl`: one JSON object a line, `{"step": 12, "attempt": 0, "train/loss": 5.1}`.
+
+JSON has no numbers for what isn't finite: such values stand as the strings "nan", "inf" and "-inf", which
+`read_metrics` turns back. Steps and lines of other kinds (an evaluation) may share a step.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxstab.config import UserError
+
+PENDING_LINES = 100_000
+
+
+class MetricsFile:
+    """Appends lines, each whole or not at all; what could not be written is tried again with the next line."""
+
+    def __init__(self, path: Path, last_step: int):
+        """Continues the file at `path` after `last_step`; later lines and a torn last one go with the first write."""
+        self._path = path
+        self._last_step = last_step
+        self._purged = False
+        self._pending: collections.deque[bytes] = collections.deque(maxlen=PENDING_LINES)
+
+    @property
+    def pending(self) -> int:
+        """Lines that have not reached the file."""
+        return len(self._pending)
+
+    def write(self, step: int, attempt: int, scalars: Mapping[str, float]) -> None:
+        """Appends one line; raises OSError where that fails, and keeps the line for the next attempt."""
+        values = {name: _json_number(float(value)) for name, value in scalars.items()}
+        line = json.dumps({"step": step, "attempt": attempt, **values}, allow_nan=False)
+        self._pending.append(line.encode() + b"\n")
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes what is pending; raises OSError where that fails."""
+        if not self._purged:
+            purge(self._path, self._last_step)
+            self._purged = True
+        if self._pending:
+            _append(self._path, b"".join(self._pending))
+            self._pending.clear()
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Opened anew each time, for a file whose directory is gone would take the lines and lose them."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        before = os.fstat(file).st_size
+        if os.write(file, data) < len(data):
+            os.ftruncate(file, before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(file)
+
+
+def purge(path: Path, last_step: int) -> None:
+    """Removes the lines after `last_step` and those that a kill has torn; atomic."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= last_step]
+    if len(kept) < len(lines):
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(b"".join(kept))
+        temporary.replace(path)
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line; infinity where it is torn."""
+    try:
+        return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, oldest first; a last line that is still being written is left out.
+
+    Returns:
+      One dict a line: `step` and `attempt` as ints, all else as floats.
+
+    Raises:
+      UserError: there is no such file, or one of its lines is not a metrics line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no metrics file {path}")
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
+    return [_parsed(path, number, line) for number, line in enumerate(whole, start=1)]
+
+
+def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        return {key: value if key in ("step", "attempt") else float(value) for key, value in json.loads(line).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}, line {number} is not a line of metrics: {line[:60]!r}") from error

@@ -1,0 +1,165 @@
+"""What a run tells: one door to the metrics file, the columns of measurements, TensorBoard and the console."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from jaxstab.config import ConfigError, UserError, option
+from jaxstab.logging.columns import MeasurementFiles
+from jaxstab.logging.console import RunConsole
+from jaxstab.logging.jsonl import MetricsFile
+from jaxstab.logging.tensorboard import TensorBoard, Thinner, by_layer
+
+METRICS = "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What is shown of a run; metrics.jsonl has every step in any case."""
+
+    tensorboard_every: int = option(10, "Least steps between two points of a curve in TensorBoard; 0 writes none.")
+    console_seconds: float = option(10.0, "Least seconds between two lines of progress where there is no terminal.")
+
+    def __post_init__(self) -> None:
+        for key in ("tensorboard_every", "console_seconds"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"log.{key}={getattr(self, key)} is too small: it takes at least 0")
+
+
+class RunLogger:
+    """Writes what a run tells into `workdir`; also a context manager.
+
+    Failing to write never stops a run: it is reported once for each kind of file, and tried again later.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        config: LogConfig,
+        resume_step: int | None,
+        attempt: int,
+        total_steps: int,
+        console: Console | None = None,
+    ):
+        """Continues the files of `workdir`.
+
+        Args:
+          workdir: made where it is missing.
+          config: what is shown.
+          resume_step: the step of the checkpoint that the run goes on from: lines of later steps are removed, so that
+            each step stands once. None for a start from scratch, which removes all.
+          attempt: carried by every line of metrics.
+          total_steps: at which the run ends.
+          console: for the lines; the standard output by default.
+
+        Raises:
+          UserError: `workdir` cannot be made.
+        """
+        workdir, last_step = Path(workdir), -1 if resume_step is None else resume_step
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the workdir {workdir} cannot be made: {error.strerror}") from error
+        self._attempt = attempt
+        self._failed: set[str] = set()
+        self._metrics = MetricsFile(workdir / METRICS, last_step)
+        self._measurements = MeasurementFiles(workdir, last_step)
+        self._tensorboard = TensorBoard(workdir, last_step) if config.tensorboard_every else None
+        self._thinner = Thinner(config.tensorboard_every)
+        self._console = RunConsole(total_steps, max(last_step, 0), config.console_seconds, console)
+
+    def __enter__(self) -> RunLogger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def train(self, step: int, scalars: Mapping[str, float], arrays: Mapping[str, np.ndarray] | None = None) -> None:
+        """Takes a step's metrics.
+
+        Args:
+          step: updates done so far.
+          scalars: by full name, `train/loss`.
+          arrays: vectors over layers, `[layers]`, by full name, `stability/update_ratio/down_proj`.
+        """
+        arrays = arrays or {}
+        with self._surviving(METRICS):
+            self._metrics.write(step, self._attempt, scalars)
+        for name, values in arrays.items():
+            with self._surviving("measurements"):
+                self._measurements.add(step, name, values)
+        if self._tensorboard:
+            with self._surviving("TensorBoard events"):
+                due = self._thinner(step, {**scalars, **arrays})
+                vectors = {name: due.pop(name) for name in arrays if name in due}
+                self._tensorboard.scalars(step, {**due, **dict(by_layer(vectors))})
+        with self._surviving("progress"):
+            self._console.train(step, scalars)
+
+    def eval(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Takes an evaluation's results, `eval/<set>/perplexity`; every one is written and shown."""
+        with self._surviving(METRICS):
+            self._metrics.write(step, self._attempt, scalars)
+        if self._tensorboard:
+            with self._surviving("TensorBoard events"):
+                self._tensorboard.scalars(step, scalars)
+        self.notice(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Takes a text, such as a generated sample, for TensorBoard and the console."""
+        if self._tensorboard:
+            with self._surviving("TensorBoard events"):
+                self._tensorboard.text(step, name, text)
+        self.notice(f"step {step}  {name}:\n{_printable(text)}")
+
+    def notice(self, line: str) -> None:
+        """Shows a line to the person who watches."""
+        with self._surviving("progress"):
+            self._console.line(line)
+
+    def flush(self) -> None:
+        """Brings everything to its files.
+
+        Called before a checkpoint of step s is saved, and after all of step s was taken: then a run that resumes there
+        misses nothing, and repeats nothing.
+        """
+        with self._surviving(METRICS):
+            self._metrics.flush()
+        with self._surviving("measurements"):
+            self._measurements.flush()
+        if self._tensorboard:
+            with self._surviving("TensorBoard events"):
+                self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Flushes, says what could not be written at last, and gives the terminal back."""
+        self.flush()
+        if self._tensorboard:
+            with self._surviving("TensorBoard events"):
+                self._tensorboard.close()
+        for what, pending in ((METRICS, self._metrics.pending), ("measurements", self._measurements.pending)):
+            if pending:
+                self.notice(f"{pending:,} lines of {what} could not be written and are lost")
+        with self._surviving("progress"):
+            self._console.close()
+
+    @contextlib.contextmanager
+    def _surviving(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong in telling about a run, the run goes on."""
+        try:
+            yield
+        except Exception as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                self.notice(f"{what} could not be written ({error}); training goes on, later writes are tried again")
+
+
+def _printable(text: str) -> str:
+    """`text` without what a terminal would obey; a model may generate anything."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -1,0 +1,104 @@
+"""TensorBoard event files, in `workdir/tensorboard`: a thinned view of the metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+DIRECTORY = "tensorboard"
+SECONDS_BETWEEN_FLUSHES = 10
+SECONDS_UNTIL_RETRY = 60
+
+
+class TensorBoard:
+    """Writes events in the caller's thread, where a full disk can be noticed and survived."""
+
+    def __init__(self, workdir: Path, last_step: int):
+        """Continues after `last_step`: TensorBoard drops what earlier files hold of later steps."""
+        self._directory = workdir / DIRECTORY
+        self._purge_from: int | None = last_step + 1
+        self._writer: EventsWriter | None = None
+        self._flushed = 0.0
+        self._retry = 0.0
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars; raises OSError where that fails."""
+        if values:
+            parts = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+            self._write(step, Summary(value=parts))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Writes a text, shown as it is, not as Markdown; raises OSError where that fails."""
+        self._write(step, summary.text(name, "\n".join("    " + line for line in text.splitlines())))
+
+    def _write(self, step: int, content: Summary) -> None:
+        if time.monotonic() < self._retry:
+            return
+        with self._retried_later():
+            self._writer = self._writer or self._opened()
+            self._writer.write_event(Event(step=step, wall_time=time.time(), summary=content))
+        if time.monotonic() - self._flushed > SECONDS_BETWEEN_FLUSHES:
+            self.flush()
+
+    @contextlib.contextmanager
+    def _retried_later(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._writer = None  # readers stop at a record cut short, so what follows goes to a new file
+            self._retry = time.monotonic() + SECONDS_UNTIL_RETRY
+            raise
+
+    def _opened(self) -> EventsWriter:
+        self._directory.mkdir(exist_ok=True)
+        suffix = f".{time.time_ns()}"  # two files of one second are two files, in their order
+        writer = EventsWriter(str(self._directory / "events"), suffix)
+        if self._purge_from is not None:
+            start = SessionLog(status=SessionLog.START)
+            writer.write_event(Event(step=self._purge_from, wall_time=time.time(), session_log=start))
+            writer.flush()
+            self._purge_from = None
+        return writer
+
+    def flush(self) -> None:
+        """Brings to disk what was written; raises OSError where that fails."""
+        self._flushed = time.monotonic()
+        if self._writer is not None:
+            with self._retried_later():
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes; raises OSError where that fails."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+
+class Thinner:
+    """Lets a name through once in `every` steps, whatever its own cadence."""
+
+    def __init__(self, every: int):
+        self._every = every
+        self._next: dict[str, int] = {}
+
+    def __call__(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that are due at `step`; those of a name come at least `every` steps apart."""
+        due = {name: value for name, value in values.items() if step >= self._next.get(name, step)}
+        self._next |= dict.fromkeys(due, step + self._every)
+        return due
+
+
+def by_layer(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:
+    """The entries of vectors over layers as scalars: `stability/update_ratio/down_proj/11`."""
+    for name, values in arrays.items():
+        for layer, value in enumerate(values):
+            yield f"{name}/{layer}", float(value)

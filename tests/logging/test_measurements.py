@@ -1,0 +1,88 @@
+"""The columnar files of vectors over layers: what goes in comes out, and each step stands once after a resume."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jaxstab.logging import columns, read_measurements
+from jaxstab.logging.columns import MeasurementFiles
+
+RATIO, NORM = "stability/update_ratio/down_proj", "stability/weight_norm/q_proj"
+
+
+def vector(step, layers=4):
+    return np.linspace(step, step + 0.1, layers, dtype=np.float32)
+
+
+def fill(workdir, steps, flush_every=5, last_step=-1):
+    files = MeasurementFiles(workdir, last_step)
+    for step in steps:
+        files.add(step, RATIO, vector(step))
+        if step % 3 == 0:
+            files.add(step, NORM, vector(step, layers=2))
+        if step % flush_every == 0:
+            files.flush()
+    return files
+
+
+def test_vectors_come_back_exactly_at_their_own_cadence(tmp_path):
+    fill(tmp_path, range(1, 13)).flush()
+    read = read_measurements(tmp_path)
+    assert read.keys() == {RATIO, NORM}
+    for name, expected, layers in ((RATIO, range(1, 13), 4), (NORM, range(3, 13, 3), 2)):
+        steps, values = read[name]
+        assert values.dtype == np.float32
+        np.testing.assert_array_equal(steps, list(expected))
+        np.testing.assert_array_equal(values, [vector(step, layers) for step in expected])
+
+
+def test_the_files_say_which_steps_they_hold(tmp_path):
+    fill(tmp_path, range(1, 11))
+    parts = sorted((tmp_path / "measurements").iterdir())
+    assert [part.name for part in parts] == ["000000001-000000005.parquet", "000000006-000000010.parquet"]
+    assert pq.read_table(parts[0])["step"].to_pylist()[0] == 1
+
+
+@pytest.mark.parametrize("resume", [-1, 0, 4, 5, 7, 10, 12])
+def test_resuming_leaves_each_step_once(tmp_path, resume):
+    fill(tmp_path, range(1, 13)).flush()
+    fill(tmp_path, range(max(resume + 1, 1), 16), last_step=resume).flush()
+    steps, values = read_measurements(tmp_path)[RATIO]
+    np.testing.assert_array_equal(steps, range(1, 16))
+    np.testing.assert_array_equal(values, [vector(step) for step in steps])
+
+
+def test_a_purge_killed_halfway_is_done_again(tmp_path, monkeypatch):
+    fill(tmp_path, range(1, 6))
+    with monkeypatch.context() as patched:
+        patched.setattr(columns.Path, "unlink", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            columns.purge(tmp_path / "measurements", 3)
+    assert len(list((tmp_path / "measurements").iterdir())) == 2
+    fill(tmp_path, range(4, 6), last_step=3)
+    np.testing.assert_array_equal(read_measurements(tmp_path)[RATIO][0], range(1, 6))
+
+
+def test_two_flushes_within_a_step_lose_nothing(tmp_path):
+    files = MeasurementFiles(tmp_path, -1)
+    for name in (RATIO, NORM):
+        files.add(5, name, vector(5))
+        files.flush()
+    assert read_measurements(tmp_path).keys() == {RATIO, NORM}
+
+
+def test_rows_wait_while_the_disk_fails(tmp_path, monkeypatch):
+    files = fill(tmp_path, range(1, 4))
+    with monkeypatch.context() as patched:
+        patched.setattr(columns.pq, "write_table", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            files.flush()
+    assert read_measurements(tmp_path) == {}
+    files.add(4, RATIO, vector(4))
+    files.flush()
+    np.testing.assert_array_equal(read_measurements(tmp_path)[RATIO][0], range(1, 5))
+
+
+def test_a_matrix_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="vector over layers"):
+        MeasurementFiles(tmp_path, -1).add(1, RATIO, np.zeros((2, 2)))

@@ -1,0 +1,95 @@
+"""metrics.jsonl: valid JSON, each step once, whole lines, whatever happens to the run or the disk."""
+
+import json
+import math
+import os
+
+import pytest
+
+from jaxstab.config import UserError
+from jaxstab.logging import read_metrics
+from jaxstab.logging.jsonl import MetricsFile
+
+
+def write(path, steps, last_step=-1, attempt=0):
+    file = MetricsFile(path, last_step)
+    for step in steps:
+        file.write(step, attempt, {"train/loss": 10.0 - step})
+    return file
+
+
+def refuse(constant):
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_lines_are_json_and_come_back_exactly(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    values = {"train/loss": 0.1 + 0.2, "a": math.nan, "b": math.inf, "c": -math.inf, "d": 1e-300}
+    MetricsFile(path, -1).write(7, 2, values)
+    raw = json.loads(path.read_text(), parse_constant=refuse)
+    assert raw["a"] == "nan" and raw["b"] == "inf" and raw["c"] == "-inf"
+    (line,) = read_metrics(path)
+    assert line.pop("step") == 7 and line.pop("attempt") == 2
+    assert math.isnan(line.pop("a")) and math.isnan(values.pop("a"))
+    assert line == values
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"step": 6, "atte', b'{"step": 3, "attempt": 0}', b"\xff\x00\n"])
+def test_resuming_leaves_each_step_once(tmp_path, torn):
+    path = tmp_path / "metrics.jsonl"
+    write(path, range(1, 6))
+    path.open("ab").write(torn)
+    write(path, range(4, 9), last_step=3, attempt=1)
+    lines = read_metrics(path)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["attempt"] for line in lines] == [0] * 3 + [1] * 5
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_an_evaluation_shares_its_step(tmp_path):
+    file = write(tmp_path / "metrics.jsonl", [1, 2])
+    file.write(2, 0, {"eval/valid/loss": 3.0})
+    write(tmp_path / "metrics.jsonl", [3], last_step=2)
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 2, 3]
+
+
+def test_starting_from_scratch_removes_what_a_killed_start_left(tmp_path):
+    write(tmp_path / "metrics.jsonl", [0, 1, 2])
+    write(tmp_path / "metrics.jsonl", [0, 1])
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1]
+
+
+def test_lines_wait_while_the_directory_is_gone(tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    file = MetricsFile(path, -1)
+    for step in (1, 2):
+        with pytest.raises(FileNotFoundError):
+            file.write(step, 0, {"train/loss": 1.0})
+    path.parent.mkdir()
+    file.write(3, 0, {"train/loss": 1.0})
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
+
+
+def test_a_disk_that_fills_up_tears_no_line(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    file = write(path, [1])
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:5]))
+    with pytest.raises(OSError, match="No space left"):
+        file.write(2, 0, {"train/loss": 1.0})
+    assert [line["step"] for line in read_metrics(path)] == [1]
+    monkeypatch.undo()
+    file.write(3, 0, {"train/loss": 1.0})
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
+
+
+def test_reading_leaves_out_the_line_being_written_and_names_a_bad_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2])
+    path.open("ab").write(b'{"step": 3')
+    assert [line["step"] for line in read_metrics(path)] == [1, 2]
+    path.write_bytes(b'{"step": 1, "attempt": 0}\nnonsense\n')
+    with pytest.raises(UserError, match="line 2 is not a line of metrics"):
+        read_metrics(path)
+    with pytest.raises(UserError, match="no metrics file"):
+        read_metrics(tmp_path / "absent.jsonl")
