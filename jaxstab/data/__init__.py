@@ -1,0 +1,23 @@
+"""From documents to batches: sources, tokenizers, packed records, and the batch at a position."""
+
+from jaxstab.data.batches import Batches, read_ahead, segment_ids
+from jaxstab.data.cache import Prepared, prepare
+from jaxstab.data.config import DataConfig, validate
+from jaxstab.data.making import prepare_tfds, train_tokenizer
+from jaxstab.data.records import PackedSplit
+from jaxstab.data.tokenizers import Tokenizer, load_tokenizer
+
+__all__ = [
+    "Batches",
+    "DataConfig",
+    "PackedSplit",
+    "Prepared",
+    "Tokenizer",
+    "load_tokenizer",
+    "prepare",
+    "prepare_tfds",
+    "read_ahead",
+    "segment_ids",
+    "train_tokenizer",
+    "validate",
+]

@@ -1,0 +1,205 @@
+"""Documents from local files: .txt, .jsonl and .parquet, plain or compressed.
+
+A file is cut into units of work, each a picklable function that yields documents, so that processes can share a corpus.
+A compressed file is one unit; a plain one is a unit for every `UNIT_BYTES`, a Parquet file one for as many row groups.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import glob
+import gzip
+import io
+import itertools
+import json
+import lzma
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxstab.config import UserError
+
+UNIT_BYTES = 8 << 20
+PASSAGE_BYTES = 8 << 10
+COMPRESSED = (".gz", ".xz", ".zst")
+FORMATS = (".txt", ".jsonl", ".json", ".parquet")
+
+
+class BadLines:
+    """The lines found to hold no text; one more than `limit` is an error."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.found: list[str] = []
+
+    def add(self, where: str) -> None:
+        """Notes one bad line; raises UserError once there are more than the limit."""
+        self.found.append(where)
+        if len(self.found) > self.limit:
+            raise UserError(f"{where} ({len(self.found)} bad so far; data.bad_lines={self.limit} are tolerated)")
+
+
+Unit = Callable[[BadLines], Iterator[str]]
+
+
+def find(globs: Iterable[str]) -> list[Path]:
+    """The files that the globs match, each once, sorted within a glob; raises UserError for one that is of no use."""
+    found: dict[Path, None] = {}
+    for pattern in globs:
+        matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        if not matches:
+            raise UserError(f"data.files: nothing matches {pattern!r} (from {os.getcwd()})")
+        found |= dict.fromkeys(map(Path, matches))
+    for path in found:
+        _check(path)
+    return list(found)
+
+
+def _check(path: Path) -> None:
+    if _suffix(path) not in FORMATS or (_suffix(path) == ".parquet" and path.suffix in COMPRESSED):
+        raise UserError(f"{path}: not one of {', '.join(FORMATS)} (all but .parquet also with {'/'.join(COMPRESSED)})")
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise UserError(f"{path} cannot be read: {'no permission' if path.is_file() else 'not a file'}")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty")
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """What tells one version of a file from another without reading it: name, size in bytes, time of change in ns."""
+    stat = path.stat()
+    return path.name, stat.st_size, stat.st_mtime_ns
+
+
+def file_units(path: Path, field: str) -> list[Unit]:
+    """The units of work that make up one file."""
+    if _suffix(path) == ".parquet":
+        return _parquet_units(path, field)
+    plain = _suffix(path) == ".txt"
+    read = functools.partial(_passages, path) if plain else functools.partial(_json_lines, path, field)
+    if path.suffix in COMPRESSED:
+        return [functools.partial(read, 0, sys.maxsize)]
+    starts = range(0, path.stat().st_size, UNIT_BYTES)
+    return [functools.partial(read, start, start + UNIT_BYTES) for start in starts]
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns what a damaged or unreadable file raises into one line."""
+    try:
+        yield
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason}") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".xz":
+        return lzma.open(path, "rb")
+    if path.suffix == ".zst":
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+    return open(path, "rb")
+
+
+def _lines(path: Path, start: int, stop: int) -> Iterator[bytes]:
+    """The lines that begin in [start, stop)."""
+    with readable(path), _open(path) as file:
+        at = start
+        if start:
+            file.seek(start - 1)
+            at = start - 1 + len(file.readline())
+        while at < stop and (line := file.readline()):
+            at += len(line)
+            yield line
+
+
+def _place(path: Path, start: int, line: int) -> str:
+    """`path:number` of a unit's line; the lines before the unit are counted only now that something is wrong."""
+    before = sum(1 for _ in _lines(path, 0, start)) if start else 0
+    return f"{path}:{before + line}"
+
+
+def _json_lines(path: Path, field: str, start: int, stop: int, bad: BadLines) -> Iterator[str]:
+    for number, line in enumerate(_lines(path, start, stop), 1):
+        if not line.strip():
+            continue
+        try:
+            text = text_of(json.loads(line), field)
+        except ValueError as error:
+            bad.add(f"{_place(path, start, number)}: {error}")
+        else:
+            yield text
+
+
+def text_of(record: Any, field: str) -> str:
+    """The text of one record (a mapping with a str or UTF-8 bytes); ValueError says why there is none."""
+    if not isinstance(record, dict) or field not in record:
+        keys = f"it has {', '.join(map(str, record))}" if isinstance(record, dict) else "not even an object"
+        raise ValueError(f"no field {field!r}: {keys}")
+    text = record[field].decode() if isinstance(record[field], bytes) else record[field]
+    if not isinstance(text, str):
+        raise ValueError(f"field {field!r} is no string")
+    text.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
+    return text
+
+
+def _passages(path: Path, start: int, stop: int, _bad: BadLines) -> Iterator[str]:
+    """Documents of a plain text: a document ends with the first blank line after 8 KiB, or with any line after 16."""
+    held: list[str] = []
+    size = 0
+    for number, line in enumerate(_lines(path, start, stop), 1):
+        try:
+            held.append(line.decode())
+        except UnicodeDecodeError as error:
+            raise UserError(f"{_place(path, start, number)}: not UTF-8 text ({error.reason})") from error
+        size += len(line)
+        if size >= 2 * PASSAGE_BYTES or (size >= PASSAGE_BYTES and not line.strip()):
+            yield "".join(held)
+            held, size = [], 0
+    yield "".join(held)
+
+
+def _parquet_units(path: Path, field: str) -> list[Unit]:
+    with readable(path), pq.ParquetFile(path) as file:
+        if field not in file.schema_arrow.names:
+            raise UserError(f"{path}: no field {field!r}: it has {', '.join(file.schema_arrow.names)}")
+        sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
+    return [functools.partial(_parquet_rows, path, field, groups) for groups in _gather(sizes)]
+
+
+def _gather(sizes: list[int]) -> list[list[int]]:
+    """Consecutive indices, in groups that begin every UNIT_BYTES."""
+    starts = itertools.accumulate(sizes, initial=0)
+    groups = itertools.groupby(zip(starts, range(len(sizes)), strict=False), lambda pair: pair[0] // UNIT_BYTES)
+    return [[index for _, index in group] for _, group in groups]
+
+
+def _parquet_rows(path: Path, field: str, groups: list[int], bad: BadLines) -> Iterator[str]:
+    with readable(path), pq.ParquetFile(path) as file:
+        row = sum(file.metadata.row_group(group).num_rows for group in range(groups[0]))
+        for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[field]):
+            for record in batch.to_pylist():
+                row += 1
+                yield from tolerated(record, field, f"{path}: row {row}", bad)
+
+
+def tolerated(record: Any, field: str, where: str, bad: BadLines) -> Iterator[str]:
+    """Yields the record's text, or notes in `bad` that it has none."""
+    try:
+        text = text_of(record, field)
+    except ValueError as error:
+        bad.add(f"{where}: {error}")
+    else:
+        yield text

@@ -1,0 +1,183 @@
+"""Sources of documents. Each knows its identity without reading the text, and yields documents by units of work."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from jaxstab.config import UserError
+from jaxstab.data import files
+from jaxstab.data.config import DataConfig
+from jaxstab.data.files import BadLines, Unit
+
+DOCUMENTS_A_UNIT = 4096
+PYTHON_FILES_A_UNIT = 128
+NOT_SOURCES = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+# A short name: the hub's id, configuration and text field.
+HUB = {
+    "refinedweb": ("tiiuae/falcon-refinedweb", "default", "content"),
+    "c4": ("allenai/c4", "en", "text"),
+    "fineweb": ("HuggingFaceFW/fineweb", "default", "text"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where documents come from.
+
+    Attributes:
+        title: for people.
+        identity: JSON that changes when the documents do; part of the cache's key.
+        units: lists the picklable units of work, whose documents in order are the corpus.
+    """
+
+    title: str
+    identity: Any
+    units: Callable[[], list[Unit]]
+
+
+def open_source(config: DataConfig) -> Source:
+    """The source that the config names; raises UserError where it isn't there."""
+    kinds = {"stdlib": _stdlib, "text": _text, "tfds": _tfds, "huggingface": _hub}
+    return kinds[config.source](config)
+
+
+def documents(source: Source, bad: BadLines) -> Iterator[str]:
+    """All documents of a source, in order."""
+    for unit in source.units():
+        yield from unit(bad)
+
+
+def _text(config: DataConfig) -> Source:
+    paths = files.find(config.files)
+    title = f"{len(paths)} files, {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB"
+    identity = [config.field, [files.stamp(path) for path in paths]]
+    return Source(title, identity, lambda: [unit for path in paths for unit in files.file_units(path, config.field)])
+
+
+def _stdlib(_config: DataConfig) -> Source:
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = sorted(path for path in root.rglob("*.py") if not NOT_SOURCES & set(path.relative_to(root).parts))
+    if not paths:
+        raise UserError(f"data.source=stdlib: no Python sources under {root}; use data.source=text")
+    starts = range(0, len(paths), PYTHON_FILES_A_UNIT)
+    return Source(
+        f"the standard library of Python {sys.version_info.major}.{sys.version_info.minor}, {len(paths)} files",
+        [(str(path.relative_to(root)), *files.stamp(path)[1:]) for path in paths],
+        lambda: [functools.partial(_python_files, paths[start : start + PYTHON_FILES_A_UNIT]) for start in starts],
+    )
+
+
+def _python_files(paths: list[Path], _bad: BadLines) -> Iterator[str]:
+    """Whole files; the few that are not UTF-8 (they test just that) are left out."""
+    for path in paths:
+        with files.readable(path), contextlib.suppress(UnicodeDecodeError):
+            yield path.read_text("utf-8")
+
+
+def _tfds(config: DataConfig) -> Source:
+    builder = _tfds_builder(config.name, config.data_dir)
+    info = builder.info
+    stored = info.file_format and info.file_format.value
+    if stored != "array_record":
+        raise UserError(
+            f"data.name={config.name}: {info.full_name} is stored as {stored}, which takes TensorFlow to read: "
+            "prepare it with file_format=array_record (docs/data.md says how)"
+        )
+    rows = len(_tfds_rows(builder, config))
+    starts = range(0, rows, DOCUMENTS_A_UNIT)
+    prepared = (builder.data_path / "dataset_info.json").stat().mtime
+    return Source(
+        f"{info.full_name}, split {config.split}, {rows:,} documents",
+        [info.full_name, config.split, config.field, rows, prepared],
+        lambda: [functools.partial(_tfds_documents, config, start) for start in starts],
+    )
+
+
+def _tfds_builder(name: str, data_dir: str) -> Any:
+    tfds = _import("tensorflow_datasets", "data.source=tfds needs tensorflow-datasets: pip install tensorflow-datasets")
+    place = data_dir or "~/tensorflow_datasets"
+    try:
+        if Path(name).expanduser().is_dir():
+            return tfds.builder_from_directory(Path(name).expanduser())
+        builder = tfds.builder(name, data_dir=Path(place).expanduser(), try_gcs=False)
+    except Exception as error:  # tfds raises its own, FileNotFoundError, ImportError of TensorFlow, …
+        raise UserError(f"data.name={name}: no prepared TFDS set of that name or directory in {place}") from error
+    if not builder.data_path.exists():
+        raise UserError(f"data.name={name}: not prepared yet, {builder.data_path} is missing (docs/data.md says how)")
+    return builder
+
+
+def _tfds_rows(builder: Any, config: DataConfig) -> Any:
+    fields = list(builder.info.features)
+    if config.field not in fields:
+        raise UserError(f"data.name={config.name}: no field {config.field!r}: it has {', '.join(fields)}")
+    try:
+        return builder.as_data_source(split=config.split)
+    except Exception as error:  # an unknown split is a ValueError or a KeyError, by its form
+        splits = ", ".join(builder.info.splits)
+        raise UserError(f"data.split={config.split}: {builder.info.full_name} has {splits}") from error
+
+
+def _tfds_documents(config: DataConfig, start: int, bad: BadLines) -> Iterator[str]:
+    rows = _tfds_rows(_tfds_builder(config.name, config.data_dir), config)
+    for index in range(start, min(start + DOCUMENTS_A_UNIT, len(rows))):
+        yield from files.tolerated(rows[index], config.field, f"{config.name}: document {index}", bad)
+
+
+def _hub(config: DataConfig) -> Source:
+    name, subset, field = HUB.get(config.name, (config.name, "", config.field))
+    subset = config.subset or subset
+    return Source(
+        f"{name} {subset} {config.split}".replace("  ", " "),
+        [name, subset, config.split, field, _saved_stamp(name)],
+        lambda: _hub_units(name, subset, config.split, field),
+    )
+
+
+def _saved_stamp(name: str) -> list[Any]:
+    """Names, sizes and times of a local data set's files; a hub's data set is known by its name alone."""
+    return [files.stamp(path) for path in sorted(Path(name).rglob("*")) if path.is_file()]
+
+
+def _hub_units(name: str, subset: str, split: str, field: str) -> list[Unit]:
+    rows = _hub_rows(name, subset, split)
+    if rows.column_names and field not in rows.column_names:
+        raise UserError(f"data.name={name}: no field {field!r}: it has {', '.join(rows.column_names)}")
+    shards = rows.num_shards
+    return [functools.partial(_hub_documents, rows.shard(shards, i), field, f"{name} shard {i}") for i in range(shards)]
+
+
+def _hub_rows(name: str, subset: str, split: str) -> Any:
+    """The data set as a stream of rows, cut into shards."""
+    datasets = _import("datasets", "data.source=huggingface needs the datasets library: pip install -e .[hf]")
+    try:
+        if (Path(name) / "state.json").exists():
+            saved = datasets.load_from_disk(name)
+            return saved.to_iterable_dataset(num_shards=max(1, len(saved) // DOCUMENTS_A_UNIT))
+        if (Path(name) / "dataset_dict.json").exists():
+            return _hub_rows(str(Path(name) / split), subset, split)
+        return datasets.load_dataset(name, subset or None, split=split, streaming=True)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"data.name={name} subset={subset} split={split} cannot be loaded: {reason}") from error
+
+
+def _hub_documents(rows: Iterable[dict[str, Any]], field: str, title: str, bad: BadLines) -> Iterator[str]:
+    with files.readable(Path(title)):  # the network may fail
+        for index, row in enumerate(rows):
+            yield from files.tolerated(row, field, f"{title}, row {index}", bad)
+
+
+def _import(module: str, otherwise: str) -> ModuleType:
+    try:
+        return __import__(module)
+    except ImportError as error:
+        raise UserError(otherwise) from error
