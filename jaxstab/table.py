@@ -116,7 +116,9 @@ def read(parameters: Any, roles: Mapping[str, str], *, stacked: str = r"^layers/
         if role is None:
             raise UserError(f"no role covers the parameter {path} {tuple(value.shape)}; add a pattern for it")
         if role not in MATRICES + VECTORS:
-            raise UserError(f"the parameter {path} has the unknown role {role!r}; roles: {', '.join(MATRICES + VECTORS)}")
+            raise UserError(
+                f"the parameter {path} has the unknown role {role!r}; roles: {', '.join(MATRICES + VECTORS)}"
+            )
         axes = tuple(getattr(leaf, "names", (None,) * len(value.shape)))
         is_matrix = role in MATRICES
         initial = None if is_matrix else float(role == "norm")

@@ -28,7 +28,9 @@ def token_losses(hidden: Array, lm_head: Array, targets: Array, mask: Array) -> 
     is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
     target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     total = functools.partial(jnp.sum, where=mask, dtype=jnp.float32)
-    return LossSums(total(log_z - target_logit), total(jnp.square(log_z)), total(log_z), jnp.sum(mask, dtype=jnp.float32))
+    return LossSums(
+        total(log_z - target_logit), total(jnp.square(log_z)), total(log_z), jnp.sum(mask, dtype=jnp.float32)
+    )
 
 
 def chunked_loss(

@@ -21,8 +21,7 @@ from jaxstab import table
 from jaxstab.model.config import ModelConfig
 
 ROLES = {
-    rf"{name}/(kernel|embedding)$": name
-    for name in (*table.READERS, *table.BRANCH_OUTPUTS, *table.EMBEDDINGS)
+    rf"{name}/(kernel|embedding)$": name for name in (*table.READERS, *table.BRANCH_OUTPUTS, *table.EMBEDDINGS)
 } | {r"scale$": "norm", r"bias$": "bias"}
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

@@ -12,7 +12,9 @@ from jaxstab.table import Row
 
 
 def wesar(
-    sigma: Annotated[float, "Common standard deviation of every stored matrix; the paper's is sqrt(4e-5)."] = math.sqrt(4e-5),
+    sigma: Annotated[float, "Common standard deviation of every stored matrix; the paper's is sqrt(4e-5)."] = math.sqrt(
+        4e-5
+    ),
     trainable_gates: Annotated[bool, "Whether gates are trained; Table 7's `fixed` ablation when not."] = True,
 ) -> Method:
     """W̄ = α W with one trainable gate α a matrix: W ~ N(0, σ²) for every matrix, α = std(W̄) / σ at initialization.

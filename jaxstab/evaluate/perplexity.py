@@ -1,0 +1,46 @@
+"""Perplexity over packed records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxstab.data import PackedSplit, read_ahead
+from jaxstab.model.loss import LossSums
+
+
+def evaluate(
+    sums_of: Callable[[Any, np.ndarray, np.ndarray], LossSums],
+    weights: Any,
+    split: PackedSplit,
+    batch_size: int,
+    batches: int = 0,
+) -> dict[str, float]:
+    """Mean cross-entropy and perplexity a token, over the first records of a split.
+
+    Args:
+      sums_of: (weights, tokens [B, T+1], valid [B]) -> LossSums.
+      weights: effective weights.
+      split: read in order; the last batch is padded by rows that don't count.
+      batch_size: B.
+      batches: how many at most; 0 takes the whole split.
+
+    Returns:
+      `{"loss": nats, "perplexity": exp(loss)}`.
+    """
+    records = min(len(split), batches * batch_size) if batches else len(split)
+
+    def padded(start: int) -> tuple[np.ndarray, np.ndarray]:
+        wanted = np.arange(start, start + batch_size)
+        return split.read(np.minimum(wanted, records - 1)), wanted < records
+
+    total = np.zeros(2)
+    for tokens, valid in read_ahead(padded, range(0, records, batch_size)):
+        sums = jax.device_get(sums_of(weights, tokens, valid))
+        total += (sums.cross_entropy, sums.count)
+    loss = float(total[0] / total[1])
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}

@@ -1,0 +1,122 @@
+"""clip -> update rule -> decoupled weight decay -> schedule, with per-parameter multipliers from the table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jaxtyping import Array, ArrayLike, Float
+
+from jaxstab.config import ConfigError, build_method, method_section, option, section
+from jaxstab.optimize.adam import adamw
+from jaxstab.optimize.clipping import global_norm, none
+from jaxstab.optimize.schedules import constant, cosine, linear, warmup_stable_decay, with_warmup
+from jaxstab.table import Table
+
+OPTIMIZERS = {"adamw": adamw}
+CLIPS = {"global_norm": global_norm, "none": none}
+SCHEDULES = {
+    "cosine": cosine,
+    "linear": linear,
+    "constant": constant,
+    "warmup_stable_decay": warmup_stable_decay,
+}
+
+RuleConfig = method_section("RuleConfig", OPTIMIZERS, "adamw", "Update rule (jaxstab/optimize).")
+ClipConfig = method_section("ClipConfig", CLIPS, "global_norm", "Gradient clipping (jaxstab/optimize/clipping.py).")
+ScheduleConfig = method_section(
+    "ScheduleConfig",
+    SCHEDULES,
+    "cosine",
+    "Shape of the learning rate after warmup. papers/wesar.txt states none; cosine to a tenth is Llama's, its model.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer. Defaults are Nishida et al. 2024, Table 11, rapid setting."""
+
+    rule: RuleConfig = section(RuleConfig)  # type: ignore[valid-type]
+    clip: ClipConfig = section(ClipConfig)  # type: ignore[valid-type]
+    schedule: ScheduleConfig = section(ScheduleConfig)  # type: ignore[valid-type]
+    learning_rate: float = option(1e-3, "Peak learning rate.")
+    warmup: int = option(100, "Updates of linear warmup.")
+    weight_decay: float = option(0.01, "Decoupled weight decay of the matrices; norms and biases have none.")
+    independent_decay: bool = option(
+        False,
+        "Whether decay is multiplied by the schedule alone and not by the peak learning rate (Wortsman et al. 2023).",
+    )
+    decay_gates: bool = option(
+        False,
+        "Whether gates decay too; papers/wesar.txt doesn't say. Off: a gate is a scale, as a norm's gain, which don't decay.",
+    )
+    clip_on: str = option(
+        "raw",
+        "Which gradient is clipped: that of the stored parameters, as PyTorch does it, or that of the effective weights.",
+        choices=("raw", "effective"),
+    )
+
+    def __post_init__(self) -> None:
+        for key in ("learning_rate", "warmup", "weight_decay"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"optimizer.{key}={getattr(self, key)} must not be negative")
+
+
+class Hypers(NamedTuple):
+    """What a sweep varies: traced values, so that a grid of runs is one program."""
+
+    learning_rate: ArrayLike
+    weight_decay: ArrayLike
+
+
+class Optimizer(NamedTuple):
+    """The two transformations of a step and its schedule.
+
+    Attributes:
+      clip: applied to the raw or to the effective gradient.
+      update: from clipped raw gradients to updates; takes the extra argument `hypers`.
+      schedule: update number -> fraction of the peak learning rate.
+    """
+
+    clip: optax.GradientTransformation
+    update: optax.GradientTransformationExtraArgs
+    schedule: Callable[[jax.Array], Float[Array, ""]]
+
+
+def build(config: OptimizerConfig, table: Table, steps: int) -> Optimizer:
+    """The optimizer of a run of `steps` updates over the parameters of `table`."""
+    if config.warmup > steps:
+        raise ConfigError(f"optimizer.warmup={config.warmup} is longer than the run, train.steps={steps}")
+    schedule = with_warmup(build_method(config.schedule, SCHEDULES), config.warmup, steps)
+    update = optax.chain(
+        _scale(jax.tree.map(lambda row: 1 / row.eps, table)),
+        build_method(config.rule, OPTIMIZERS),
+        _decay_and_rate(config, table, schedule),
+    )
+    return Optimizer(build_method(config.clip, CLIPS), update, schedule)
+
+
+def _scale(multipliers: Any) -> optax.GradientTransformation:
+    """Scales every gradient by its constant: Adam on g / m with eps is Adam on g with m * eps."""
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda g, m: g if m == 1 else m * g, updates, multipliers))
+
+
+def _decay_and_rate(config: OptimizerConfig, table: Table, schedule: Callable[..., Any]) -> Any:
+    """-s_t η m (u + λ W), or -s_t (η m u + λ W) with independent decay (Wortsman et al. 2023, section 3.4)."""
+
+    def update(updates: Any, state: Any, params: Any, *, hypers: Hypers, **_: Any) -> tuple[Any, Any]:
+        shape = schedule(state.count)
+
+        def leaf(row: Any, u: jax.Array, w: jax.Array) -> jax.Array:
+            decays = row.decay or (config.decay_gates and row.role == "gate")
+            decay = (row.decay or 1.0) * hypers.weight_decay * w if decays else 0.0
+            rate = row.learning_rate * hypers.learning_rate
+            return -shape * (rate * u + decay) if config.independent_decay else -shape * rate * (u + decay)
+
+        return jax.tree.map(leaf, table, updates, params), optax.ScaleByScheduleState(state.count + 1)
+
+    init = optax.scale_by_schedule(schedule).init
+    return optax.GradientTransformationExtraArgs(init, update)

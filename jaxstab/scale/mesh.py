@@ -1,0 +1,90 @@
+"""Device meshes, and the shardings that follow from the table's logical axes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxstab.config import ConfigError, option
+from jaxstab.table import Row, Table
+
+AXES = ("replica", "fsdp", "tensor", "sequence")
+
+# Logical axes to mesh axes. Parameters are split over `fsdp` along the model width and over `tensor` along the rest.
+RULES = (
+    ("batch", ("replica", "fsdp")),
+    ("length", "sequence"),
+    ("embed", "fsdp"),
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("positions", None),
+    ("layers", None),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; at most one may be -1, which takes what is left."""
+
+    replica: int = option(1, "Data parallelism with a copy of everything on each.")
+    fsdp: int = option(1, "Data parallelism with parameters and optimizer state split.")
+    tensor: int = option(1, "Split of heads, MLP and vocabulary.")
+    sequence: int = option(1, "Split of the sequence.")
+
+    def __post_init__(self) -> None:
+        sizes = [getattr(self, axis) for axis in AXES]
+        if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+            raise ConfigError(f"mesh={tuple(sizes)} must be positive numbers, at most one of them -1")
+
+
+def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
+    """The mesh (replica, fsdp, tensor, sequence) over `devices`, by default the first ones that it needs.
+
+    Raises:
+      ConfigError: the sizes don't fit the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in AXES]
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % known:
+        raise ConfigError(f"mesh={tuple(sizes)} doesn't divide the {len(devices)} devices here; make it divide them")
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) > len(devices):
+        raise ConfigError(f"mesh={tuple(sizes)} needs {math.prod(sizes)} devices, and there are {len(devices)}")
+    used = devices[: math.prod(sizes)]
+    return jax.make_mesh(tuple(sizes), AXES, devices=used, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def shardings(table: Table, mesh: Mesh) -> Any:
+    """A `NamedSharding` for every parameter of the table."""
+    return jax.tree.map(lambda row: NamedSharding(mesh, spec(row, mesh)), table)
+
+
+def spec(row: Row, mesh: Mesh) -> PartitionSpec:
+    """The partition of one parameter. An axis that its mesh axis doesn't divide stays whole."""
+    logical = nn.logical_to_mesh_axes(row.axes, RULES)
+    divided = (
+        name if name and size % math.prod(mesh.shape[axis] for axis in _tuple(name)) == 0 else None
+        for size, name in zip(row.shape, logical, strict=True)
+    )
+    return PartitionSpec(*divided) if row.shape else PartitionSpec()
+
+
+def _tuple(name: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (name,) if isinstance(name, str) else name
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch `[B, T]` over the data axes. Records hold T+1 tokens, so the sequence is split after slicing."""
+    return NamedSharding(mesh, PartitionSpec(("replica", "fsdp"), None))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())

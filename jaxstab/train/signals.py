@@ -1,0 +1,43 @@
+"""SIGTERM and Ctrl-C, noticed between steps."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from jaxstab.config import UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(UserError):
+    """A signal has asked the run to stop, and its state is saved."""
+
+    def __init__(self, number: int, step: int):
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} after step {step}, which is saved; the same command continues")
+        self.exit_code = 128 + number
+
+
+class StopRequest:
+    """The signal that asked the run to stop, or None."""
+
+    number: int | None = None
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        """Handles the first signal; a second one gets what it would get without us."""
+        self.number = number
+        for each, handler in self.previous.items():
+            signal.signal(each, handler)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Handles SIGNALS inside the block."""
+        self.previous = {number: signal.signal(number, self.take) for number in SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in self.previous.items():
+                signal.signal(number, handler)

@@ -1,0 +1,64 @@
+"""What a workdir says of its run, and whether a config may continue it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxstab.config import ConfigError, UserError, flatten
+from jaxstab.train.config import Config, training_keys
+
+CONFIG = "config.json"
+
+
+def claim(workdir: Path, config: Config, identity: dict[str, str]) -> None:
+    """Saves the resolved config in a new workdir, or checks it against the one that is there.
+
+    Args:
+      workdir: made where it is missing.
+      config: resolved.
+      identity: digests of what the config names but doesn't hold: the tokenizer and the packed data.
+
+    Raises:
+      UserError: the workdir can't be written.
+      ConfigError: it belongs to another run; the message lists the keys that differ.
+    """
+    path = workdir / CONFIG
+    mine = _json({**training_keys(config), **identity})
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        saved = json.loads(path.read_text()) if path.exists() else None
+        if saved is None:
+            _replace(path, {"config": flatten(config), "identity": identity})
+            return
+    except (OSError, ValueError) as error:
+        raise UserError(f"the workdir {workdir} can't be used: {error}") from error
+    known = {**saved["config"], **saved["identity"]}
+    differing = [
+        f"{key} (there {known.get(key)!r}, here {value!r})" for key, value in mine.items() if known.get(key) != value
+    ]
+    if differing:
+        raise ConfigError(
+            f"{workdir} holds a run with another config; take another workdir, or mend: {'; '.join(differing)}"
+        )
+
+
+def saved_config(workdir: Path) -> dict[str, Any]:
+    """The flat config that a workdir's run was started with."""
+    try:
+        return json.loads((workdir / CONFIG).read_text())["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{workdir} holds no run: {error}") from error
+
+
+def _json(values: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values))
+
+
+def _replace(path: Path, values: dict[str, Any]) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(values, indent=1) + "\n")
+    os.replace(aside, path)

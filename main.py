@@ -1,0 +1,113 @@
+"""The door: python main.py [train|describe|data] --config=configs/quickstart.py --workdir=runs/quickstart"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from jaxstab.config import ConfigError, UserError, flatten, unknown
+
+COMMANDS = {
+    "train": "trains a model, or goes on with the run in --workdir (the default)",
+    "describe": "prints what a config trains, a row a stored parameter, and their exact number",
+    "data tokenizer": "trains a byte-pair tokenizer of --vocabulary pieces on the config's source, into --out",
+    "data prepare": "writes the config's source as a TFDS data set --name below --out",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command; returns the exit code."""
+    debug = "--debug" in argv
+    try:
+        command, values = parse(argv)
+        run(command, values)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except Exception as error:
+        if debug or not isinstance(error, UserError):
+            raise
+        return _fail(f"error: {error}", getattr(error, "exit_code", 1))
+    return 0
+
+
+def _fail(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
+
+
+def parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
+    """Splits the command line into a command and its flags; raises UserError at what is neither."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "Path of a config file.", flag_values=values, lock_config=True, sys_argv=list(argv)
+    )
+    flags.DEFINE_string("workdir", None, "Where the run is kept.", flag_values=values)
+    flags.DEFINE_string("out", None, "What data commands write.", flag_values=values)
+    flags.DEFINE_string("name", "corpus", "Name of the data set that `data prepare` writes.", flag_values=values)
+    flags.DEFINE_integer("vocabulary", 8192, "Pieces of the tokenizer.", flag_values=values)
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
+    if {"-h", "--help", "--helpfull"} & set(argv):
+        raise SystemExit(_help(values))
+    _check_override_names(argv)
+    try:
+        positional = values(list(argv))[1:]
+    except UserError:
+        raise
+    except Exception as error:  # absl, ml_collections and the config file itself raise anything
+        raise ConfigError(str(error).strip().split("\n")[0].strip("'\"") or type(error).__name__) from error
+    command = " ".join(positional) or "train"
+    if command not in COMMANDS:
+        raise UserError(unknown(f"command {command!r}", command, COMMANDS))
+    return command, values
+
+
+def _help(values: flags.FlagValues) -> str:
+    commands = "\n".join(f"  {name:15} {what}" for name, what in COMMANDS.items())
+    return f"{__doc__}\n\n{commands}\n\n{values.main_module_help()}\nKeys of --config: docs/configuration.md"
+
+
+def _check_override_names(argv: Sequence[str]) -> None:
+    """Refuses `--config.a.b` of an unknown key, before ml_collections does with a traceback."""
+    from jaxstab.train.config import Config
+
+    known = flatten(Config())
+    for argument in argv:
+        override = re.match(r"--?(no)?config\.([^=]+)", argument)
+        if override and override[2] not in known:
+            raise ConfigError(unknown(f"config key {override[2]}", override[2], known))
+
+
+def run(command: str, values: flags.FlagValues) -> None:
+    """Runs a parsed command."""
+    from jaxstab import data
+    from jaxstab.train.config import resolve
+    from jaxstab.train.describe import show
+    from jaxstab.train.loop import train
+
+    if values.config is None:
+        raise ConfigError("--config is missing: for instance --config=configs/quickstart.py")
+    config = resolve(values.config)
+    if command == "describe":
+        show(config)
+    elif command == "data tokenizer":
+        data.train_tokenizer(config.data, values.vocabulary, _required(values, "out", "tokenizer.json"))
+    elif command == "data prepare":
+        data.prepare_tfds(config.data, _required(values, "out", "data"), values.name)
+    else:
+        train(config, Path(_required(values, "workdir", "runs/first")))
+
+
+def _required(values: flags.FlagValues, name: str, example: str) -> str:
+    given = values[name].value
+    if not given:
+        raise ConfigError(f"--{name} is missing: for instance --{name}={example}")
+    return given
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
