@@ -6,18 +6,16 @@ import pathlib
 from absl import flags
 
 CACHE = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
+DEVICES = "--xla_force_host_platform_device_count"
 
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    # Small programs are kept too: most tests spend their time compiling.
-    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
 
-for name, value in ENVIRONMENT.items():
-    os.environ.setdefault(name, value)
+# Small programs are kept too: most tests spend their time compiling.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Grain reads absl's flags, which only a program's main function parses.
 flags.FLAGS.mark_as_parsed()
