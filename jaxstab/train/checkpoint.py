@@ -192,10 +192,10 @@ class Checkpoints:
         if mismatch:
             raise UserError(f"checkpoint {step} in {self._directory} is of another model or optimizer: {mismatch}")
         state = self._item(step, "state", ocp.args.StandardRestore(abstract_state))
-        found = digests(state)
-        wrong = [path for path, array in record["arrays"].items() if found[path] != array["digest"]]
+        found = _described(state, digests(state))
+        wrong = [path for path, array in record["arrays"].items() if found.get(path) != array]
         if wrong:
-            raise _DamagedError(f"{wrong[0]} has other values than were written" + _and_more(wrong))
+            raise _DamagedError(f"{wrong[0]} is not what was written" + _and_more(wrong))
         return state, record["meta"]
 
     def _item(self, step: int, name: str, args: ocp.args.CheckpointArgs) -> Any:

@@ -2,6 +2,9 @@
 
 import io
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +76,39 @@ def test_resuming_joins_the_parts(tmp_path):
     assert [(line["step"], line["attempt"]) for line in lines] == [(s, int(s > 5)) for s in range(1, 11)]
     np.testing.assert_array_equal(read_measurements(tmp_path)[RATIO][0], range(1, 11))
     assert [step for step, _ in points(tmp_path, "train/loss")] == list(range(1, 11))
+
+
+ENDLESS = """
+import sys
+import numpy as np
+from jaxstab.logging import LogConfig, RunLogger
+
+run = RunLogger(sys.argv[1], LogConfig(1, 1000.0), None, 0, 10**6)
+for step in range(1, 10**6):
+    run.train(step, {"train/loss": 1.0}, {"stability/update_ratio/down_proj": np.full(3, step)})
+    if step % 20 == 0:
+        run.flush()
+        print(f"flushed {step}", flush=True)
+"""
+
+
+def test_a_killed_run_goes_on_without_gap_or_repetition(tmp_path):
+    command = [sys.executable, "-c", ENDLESS, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    told = []
+    while len(told) < 5:
+        line = process.stdout.readline()
+        told += [int(line.split()[1])] if line.startswith("flushed") else []
+    process.kill()
+    process.wait()
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) >= told[-1]
+    resume = told[-2]
+    with logger(tmp_path, resume=resume, attempt=1)[0] as run:
+        train(run, range(resume + 1, resume + 50))
+    expected = list(range(1, resume + 50))
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == expected
+    np.testing.assert_array_equal(read_measurements(tmp_path)[RATIO][0], expected)
+    assert [step for step, _ in points(tmp_path, "train/loss")] == expected
 
 
 def test_tensorboard_is_thinned_and_the_metrics_file_is_not(tmp_path):
