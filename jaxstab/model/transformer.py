@@ -10,6 +10,7 @@ Shapes: B batch, T length, D width, H query heads, G key-value heads, K head siz
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -24,8 +25,26 @@ ROLES = {
     rf"{name}/(kernel|embedding)$": name for name in (*table.READERS, *table.BRANCH_OUTPUTS, *table.EMBEDDINGS)
 } | {r"scale$": "norm", r"bias$": "bias"}
 
+
+@jax.custom_jvp
+def gelu(x: Array) -> Array:
+    """Exact GELU, x Φ(x), in float32 and back to the dtype of `x` (Hendrycks and Gimpel 2016)."""
+    x_32 = x.astype(jnp.float32)
+    return (0.5 * x_32 * (1 + jax.lax.erf(x_32 * math.sqrt(0.5)))).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # Φ(x) + x φ(x), taken where Φ is at hand: differentiating erf makes the MLP's backward pass a third slower on a CPU.
+    (x,), (dx,) = primals, tangents
+    x_32 = x.astype(jnp.float32)
+    cdf = 0.5 * (1 + jax.lax.erf(x_32 * math.sqrt(0.5)))
+    slope = cdf + x_32 * jnp.exp(-0.5 * jnp.square(x_32)) / math.sqrt(2 * math.pi)
+    return (x_32 * cdf).astype(x.dtype), slope.astype(x.dtype) * dx
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
     "swiglu": jax.nn.silu,

@@ -46,7 +46,8 @@ class EvalConfig:
 
     every: int = option(250, "Steps between evaluations, and one at the end; 0 evaluates at the end only.")
     batches: int = option(16, "Validation batches in an evaluation; 0 takes all.")
-    texts: tuple[str, ...] = option((), "Further text sets, as name=glob, evaluated whole at the end.")
+    final_batches: int = option(0, "Batches of every set in the evaluation at the end; 0 takes all.")
+    texts: tuple[str, ...] = option((), "Further text sets, as name=glob, evaluated at the end.")
     sample_length: int = option(0, "Tokens of a sample of generated text shown at each evaluation; 0 shows none.")
     sample_prompt: str = option("", "What samples begin with; empty begins a document.")
     temperature: float = option(0.8, "Sampling temperature; 0 is greedy.")

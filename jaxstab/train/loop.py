@@ -170,10 +170,12 @@ class Run:
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         options, weights = self.config.eval, self.program.merge(state)
-        splits = {"validation": (self.corpus.validation, options.batches)} if len(self.corpus.validation) else {}
-        if step == self.total:
-            splits |= {name: (split, 0) for name, split in self.texts.items()}
-        for name, (split, batches) in splits.items():
+        is_last = step == self.total
+        splits = {"validation": self.corpus.validation, **(self.texts if is_last else {})}
+        for name, split in splits.items():
+            if not len(split):
+                continue
+            batches = options.final_batches if is_last else options.batches
             found = evaluate(self.program.evaluate, weights, split, self.config.train.batch_size, batches)
             self.logger.eval(step, {f"eval/{name}/{key}": value for key, value in found.items()})
         if options.sample_length:
