@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -46,7 +46,7 @@ class Batches:
         return self._split.read(self.indices(range(position, position + count)[rows]))
 
 
-def read_ahead(make: Callable[[int], Batch], positions: Iterable[int], ahead: int = 2) -> Iterator[Batch]:
+def read_ahead(make: Callable[[int], Batch], positions: Iterable[int], ahead: int = 2) -> Generator[Batch, None, None]:
     """Yields `make(position)` for each position, made by one thread that keeps `ahead` results ready.
 
     What `make` raises is raised at its position. Closing the iterator stops the thread.

@@ -14,6 +14,7 @@ from jaxstab.data.sources import Source, documents, open_source
 from jaxstab.data.tokenizers import END
 
 TRAINING_CHARACTERS = 1 << 30
+VERSION = "1.0.0"
 
 
 def train_tokenizer(config: DataConfig, vocabulary: int, out: str | Path) -> Path:
@@ -90,8 +91,8 @@ def prepare_tfds(config: DataConfig, out: str | Path, name: str) -> Path:
     validate(config)
     if not name.isidentifier() or name != name.lower():
         raise UserError(f"name={name!r} is no name for a TFDS set: use lower-case letters, digits and underscores")
-    if (Path(out).expanduser() / name).exists():
-        raise UserError(f"{Path(out) / name} exists already: delete it, or take another name")
+    if (Path(out).expanduser() / name / VERSION).exists():
+        raise UserError(f"{Path(out) / name / VERSION} exists already: delete it, or take another name")
     source = open_source(config)
     texts = documents(source, BadLines(config.bad_lines))
     builder = _builder_class(name, texts)(data_dir=Path(out).expanduser(), file_format="array_record")
@@ -107,10 +108,12 @@ def _builder_class(set_name: str, texts: Iterable[str]) -> type:
         """Documents of local files."""
 
         name = set_name
-        VERSION = tfds.core.Version("1.0.0")
+        VERSION = tfds.core.Version(VERSION)
+        code_path = None  # no checksums or description lie beside this class
 
         def _info(self):
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({"text": tfds.features.Text()}))
+            features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+            return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
             return {"train": self._generate_examples()}

@@ -92,12 +92,12 @@ def _tfds(config: DataConfig) -> Source:
             "prepare it with file_format=array_record (docs/data.md says how)"
         )
     rows = len(_tfds_rows(builder, config))
-    starts = range(0, rows, DOCUMENTS_A_UNIT)
+    bounds = [(start, min(start + DOCUMENTS_A_UNIT, rows)) for start in range(0, rows, DOCUMENTS_A_UNIT)]
     prepared = (builder.data_path / "dataset_info.json").stat().mtime
     return Source(
         f"{info.full_name}, split {config.split}, {rows:,} documents",
         [info.full_name, config.split, config.field, rows, prepared],
-        lambda: [functools.partial(_tfds_documents, config, start) for start in starts],
+        lambda: [functools.partial(_tfds_documents, config, range(*bound)) for bound in bounds],
     )
 
 
@@ -126,9 +126,9 @@ def _tfds_rows(builder: Any, config: DataConfig) -> Any:
         raise UserError(f"data.split={config.split}: {builder.info.full_name} has {splits}") from error
 
 
-def _tfds_documents(config: DataConfig, start: int, bad: BadLines) -> Iterator[str]:
+def _tfds_documents(config: DataConfig, indices: range, bad: BadLines) -> Iterator[str]:
     rows = _tfds_rows(_tfds_builder(config.name, config.data_dir), config)
-    for index in range(start, min(start + DOCUMENTS_A_UNIT, len(rows))):
+    for index in indices:
         yield from files.tolerated(rows[index], config.field, f"{config.name}: document {index}", bad)
 
 
