@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from jaxstab.config import ConfigError, UserError, flatten, unknown
@@ -23,6 +23,8 @@ COMMANDS = {
 def main(argv: Sequence[str]) -> int:
     """Runs one command; returns the exit code."""
     debug = "--debug" in argv
+    if not debug:
+        logging.set_verbosity(logging.FATAL)  # what orbax logs of a failed save, we say in one line
     try:
         command, values = parse(argv)
         run(command, values)
@@ -93,6 +95,9 @@ def run(command: str, values: flags.FlagValues) -> None:
         raise ConfigError("--config is missing: for instance --config=configs/quickstart.py")
     config = resolve(values.config)
     if command == "describe":
+        if config.model.vocabulary == 0:
+            tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)
+            config = config.with_vocabulary(tokenizer.vocabulary)
         show(config)
     elif command == "data tokenizer":
         data.train_tokenizer(config.data, values.vocabulary, _required(values, "out", "tokenizer.json"))

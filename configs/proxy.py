@@ -2,7 +2,7 @@
 
     python main.py data tokenizer --config=configs/proxy.py --vocabulary=8192 --out=runs/enwiki-8192.json
     python main.py --config=configs/proxy.py:method=wesar --workdir=runs/proxy-wesar
-    python main.py --config=configs/proxy.py:method=small --config.optimizer.learning_rate=1e-2 --workdir=runs/proxy-small
+    python main.py --config=configs/proxy.py:method=small --config.optimizer.learning_rate=1e-2 --workdir=runs/small
 
 The corpus is any set of files: --config.data.files=corpus/*.jsonl.xz is the default, a text a line.
 

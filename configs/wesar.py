@@ -14,10 +14,10 @@ To train on text of your own instead of RefinedWeb, which needs `pip install -e 
 
     --config.data.source=text --config.data.files='corpus/*.jsonl.zst' --config.data.tokenizer=tokenizer.json
 
-The paper leaves open, and this project chooses: the schedule (cosine to a tenth, as Llama, its model), no decay of gates
-and norms, Adam's eps 1e-8 (PyTorch's default), z-loss 1e-4 (it prints "16e-4" across a split cell), untied embeddings
-(its Table 1 lists W_p apart), attention across documents, and which 32,000 pieces: data.tokenizer names a SentencePiece
-model of Llama's or Mistral's size, which the paper's vocabulary agrees with.
+The paper leaves open, and this project chooses: the schedule (cosine to a tenth, as Llama, its model), no decay of
+gates and norms, Adam's eps 1e-8 (PyTorch's default), z-loss 1e-4 (it prints "16e-4" across a split cell), untied
+embeddings (its Table 1 lists W_p apart), attention across documents, and which 32,000 pieces: data.tokenizer names a
+SentencePiece model of Llama's size, which the paper's vocabulary agrees with.
 """
 
 from ml_collections import ConfigDict

@@ -42,13 +42,20 @@ def section(cls: type) -> Any:
     return dataclasses.field(default_factory=cls)
 
 
-def method_section(name: str, methods: Mapping[str, Callable[..., Any]], default: str, doc: str) -> type:
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """A choice among registered methods; see `method_section`."""
+
+    method: str
+
+
+def method_section(name: str, methods: Mapping[str, Callable[..., Any]], default: str, doc: str) -> type[MethodConfig]:
     """Declares a choice among registered methods, each with the options that its own signature declares:
 
         def wesar(sigma: Annotated[float, "Standard deviation of every stored matrix."] = 0.0063) -> Method: ...
 
-    The result has the key `method` and a sub-section for every method with options, so that registering a function is
-    all that it takes to make it known to the command line: `--config.reparam.method=wesar --config.reparam.wesar.sigma=1`.
+    The result has the key `method` and a sub-section for every method with options. Registering a function is all it
+    takes to make it known to the command line: `--config.reparam.method=wesar --config.reparam.wesar.sigma=1`.
     Where an option is one of a few strings, they follow its documentation: `Annotated[str, "Doc.", ("a", "b")]`.
     """
     fields: list[Any] = [("method", str, option(default, doc, choices=tuple(methods)))]
@@ -56,7 +63,7 @@ def method_section(name: str, methods: Mapping[str, Callable[..., Any]], default
         options = [_option_of(parameter, method) for parameter in inspect.signature(method).parameters.values()]
         if options:
             fields.append((key, cls := dataclasses.make_dataclass(key, options, frozen=True), section(cls)))
-    return dataclasses.make_dataclass(name, fields, frozen=True)
+    return dataclasses.make_dataclass(name, fields, bases=(MethodConfig,), frozen=True)
 
 
 def _option_of(parameter: inspect.Parameter, method: Callable[..., Any]) -> tuple[str, Any, Any]:
@@ -65,7 +72,7 @@ def _option_of(parameter: inspect.Parameter, method: Callable[..., Any]) -> tupl
     return parameter.name, kind, option(parameter.default, doc, choices=choices[0] if choices else None)
 
 
-def build_method(config: Any, methods: Mapping[str, Callable[..., Any]]) -> Any:
+def build_method(config: MethodConfig, methods: Mapping[str, Callable[..., Any]]) -> Any:
     """Calls the method that a `method_section` has chosen with its options."""
     options = getattr(config, config.method, None)
     return methods[config.method](**(vars(options) if options else {}))
@@ -83,7 +90,7 @@ def to_config_dict(config: Any) -> ConfigDict:
 def from_config_dict(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     """Builds `cls` from a (possibly overridden) mapping; raises ConfigError at the first thing that doesn't fit."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    types = typing.get_type_hints(cls)
+    types = _types(cls)
     for key in values:
         if key not in fields:
             raise ConfigError(unknown(f"config key {prefix}{key!s}", key, fields, prefix))
@@ -99,6 +106,13 @@ def from_config_dict(cls: type, values: Mapping[str, Any], prefix: str = "") -> 
         else:
             built[name] = _checked(prefix + name, value, types[name], field.metadata["choices"])
     return cls(**built)
+
+
+def _types(cls: type) -> dict[str, Any]:
+    """The type of every key; a section's is the class that makes its default."""
+    hints = typing.get_type_hints(cls)
+    made = {field.name: field.default_factory for field in dataclasses.fields(cls)}
+    return {name: made[name] if dataclasses.is_dataclass(made[name]) else hints[name] for name in made}
 
 
 def _checked(key: str, value: Any, kind: Any, choices: tuple[Any, ...] | None) -> Any:
@@ -131,7 +145,7 @@ def unknown(what: str, given: str, known: Any, prefix: str = "") -> str:
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """`{"model.width": 768, ...}`, in the order of declaration."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -142,12 +156,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def declared(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str, tuple[Any, ...] | None]]:
-    """Yields (key, type, default, documentation, choices) of every declared key: the source of docs/configuration.md."""
-    types = typing.get_type_hints(cls)
+    """Yields (key, type, default, documentation, choices) of every declared key, for docs/configuration.md."""
+    types = _types(cls)
     for field in dataclasses.fields(cls):
         kind = types[field.name]
         if dataclasses.is_dataclass(kind):
-            yield from declared(kind, f"{prefix}{field.name}.")
+            yield from declared(typing.cast(type, kind), f"{prefix}{field.name}.")
         else:
             name = str(kind) if typing.get_origin(kind) else kind.__name__
             yield prefix + field.name, name, field.default, field.metadata["doc"], field.metadata["choices"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -26,6 +26,11 @@ VECTORS = ("norm", "bias", "gate")
 
 Table = Any  # a pytree of Row
 Std = float | tuple[float, ...]
+
+
+def divided(std: Std | None, by: float) -> Std | None:
+    """A standard deviation, or one per layer, over a constant; None stays None."""
+    return None if std is None else jax.tree.map(lambda each: each / by, std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +91,10 @@ class Row:
     def size(self) -> int:
         return math.prod(self.shape)
 
-    def per_matrix(self, name: str, role: str, value: Std | None) -> Row:
+    def gate(self, value: Std | None) -> Row:
         """The row of a scalar that accompanies this matrix, a vector over layers where it is stacked."""
         leading = int(self.stacked)
-        return Row(name, role, self.shape[:leading], self.axes[:leading], self.stacked, self.depth, value=value)
+        return Row("gate", "gate", self.shape[:leading], self.axes[:leading], self.stacked, self.depth, value=value)
 
     def replace(self, **changes: Any) -> Row:
         return dataclasses.replace(self, **changes)
@@ -139,6 +144,18 @@ def rows(table: Table) -> list[Row]:
     return jax.tree.leaves(table)
 
 
+def leaves_of(table: Table, tree: Any) -> list[Any]:
+    """What `tree` has where `table` has rows: arrays, or the sub-trees that stand for them."""
+    structure: Any = jax.tree.structure(table)
+    return structure.flatten_up_to(tree)
+
+
+def like(table: Table, leaves: Iterable[Any]) -> Any:
+    """A tree in the structure of `table`: the inverse of `leaves_of`."""
+    structure: Any = jax.tree.structure(table)
+    return structure.unflatten(leaves)
+
+
 def count(table: Table) -> int:
     """The exact number of parameters."""
     return sum(row.size for row in rows(table))
@@ -150,7 +167,7 @@ def by_role(function: Callable[..., Any], table: Table, *trees: Any) -> dict[str
     Matrices of one role are expected to be stacked; a second one of the same role gets its path as its name.
     """
     results: dict[str, Any] = {}
-    flat = [jax.tree.structure(table).flatten_up_to(tree) for tree in trees]
+    flat = [leaves_of(table, tree) for tree in trees]
     for row, *leaves in zip(rows(table), *flat, strict=True):
         if row.is_matrix:
             results[row.role if row.role not in results else row.path] = function(row, *leaves)

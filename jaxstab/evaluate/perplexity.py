@@ -41,6 +41,6 @@ def evaluate(
     total = np.zeros(2)
     for tokens, valid in read_ahead(padded, range(0, records, batch_size)):
         sums = jax.device_get(sums_of(weights, tokens, valid))
-        total += (sums.cross_entropy, sums.count)
+        total += (sums.cross_entropy, sums.targets)
     loss = float(total[0] / total[1])
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}

@@ -50,7 +50,7 @@ def draw(key: jax.Array, table: Table) -> Any:
             return jnp.broadcast_to(_column(row.value, row), row.shape)
         if row.tied:
             source = rows[row.tied]
-            return normal(source).T * (row.std / source.std)
+            return normal(source).T * (jnp.asarray(row.std) / jnp.asarray(source.std))
         return normal(row)
 
     return jax.tree.map(leaf, table)

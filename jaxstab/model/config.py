@@ -31,7 +31,7 @@ class ModelConfig:
     mask_documents: bool = option(False, "Whether attention stops at the end of a document.")
     embedding: str = option(
         "plain",
-        "Embedding scaling: `unit` multiplies by 1/std(embed_tokens), for a standard deviation of 1 (Nishida et al. 2024).",
+        "Embedding scaling: `unit` multiplies by 1/std(embed_tokens), so that its std is 1 (Nishida et al. 2024).",
         choices=("plain", "unit"),
     )
     dtype: str = option("float32", "Compute dtype; parameters, norms, softmax and loss stay float32.", choices=DTYPES)

@@ -12,12 +12,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class LossSums(NamedTuple):
-    """Sums over the unmasked targets, in float32; divide by `count` for means."""
+    """Sums over the unmasked targets, in float32; divide by `targets` for means."""
 
     cross_entropy: Float[Array, ""]
     z_loss: Float[Array, ""]  # sum of log(Z)^2, without its coefficient
     log_z: Float[Array, ""]
-    count: Float[Array, ""]
+    targets: Float[Array, ""]  # how many
 
 
 def token_losses(hidden: Array, lm_head: Array, targets: Array, mask: Array) -> LossSums:

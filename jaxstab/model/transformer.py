@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -35,7 +36,7 @@ def gelu(x: Array) -> Array:
 
 @gelu.defjvp
 def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # Φ(x) + x φ(x), taken where Φ is at hand: differentiating erf makes the MLP's backward pass a third slower on a CPU.
+    # Φ(x) + x φ(x), taken where Φ is at hand: differentiating erf makes an MLP's backward pass a third slower (CPU).
     (x,), (dx,) = primals, tangents
     x_32 = x.astype(jnp.float32)
     cdf = 0.5 * (1 + jax.lax.erf(x_32 * math.sqrt(0.5)))
@@ -53,12 +54,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
-def _declared(axes: tuple[str, ...]) -> Callable[..., Array]:
+def _declared(axes: tuple[str, ...]) -> Callable[..., Any]:
     """Declares a parameter's shape and logical axes; its values are drawn elsewhere."""
     return nn.with_logical_partitioning(nn.initializers.zeros, axes)
 
 
-def _linear(config: ModelConfig, features: int, axes: tuple[str, str], name: str, bias: bool) -> nn.Dense:
+def _linear(config: ModelConfig, features: int, axes: tuple[str, str], name: str | None, bias: bool) -> nn.Dense:
     return nn.Dense(
         features,
         use_bias=bias,
@@ -69,17 +70,16 @@ def _linear(config: ModelConfig, features: int, axes: tuple[str, str], name: str
     )
 
 
-def _norm(config: ModelConfig, name: str) -> nn.Module:
+def _norm(config: ModelConfig) -> nn.Module:
     """RMSNorm or LayerNorm; Flax computes the statistics in float32 whatever the dtype."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.norm_eps, config.dtype, scale_init=_declared(("embed",)), name=name)
+        return nn.RMSNorm(config.norm_eps, config.dtype, scale_init=_declared(("embed",)))
     return nn.LayerNorm(
         config.norm_eps,
         config.dtype,
         use_bias=config.bias,
         scale_init=_declared(("embed",)),
         bias_init=_declared(("embed",)),
-        name=name,
     )
 
 
@@ -120,8 +120,9 @@ class Attention(nn.Module):
         if rotary_2TK is not None:
             q_BTHK, k_BTGK = rotate(q_BTHK, rotary_2TK), rotate(k_BTGK, rotary_2TK)
         mask = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
+        kernel = cast(Literal["xla", "cudnn"], config.attention)
         out_BTHK = jax.nn.dot_product_attention(
-            q_BTHK, k_BTGK, v_BTGK, mask=mask, is_causal=True, implementation=config.attention
+            q_BTHK, k_BTGK, v_BTGK, mask=mask, is_causal=True, implementation=kernel
         )
         return _linear(config, width, ("heads", "embed"), "o_proj", config.bias)(out_BTHK.reshape(batch, length, -1))
 
@@ -151,9 +152,9 @@ class Block(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
-        self.input_layernorm = _norm(self.config, None)
+        self.input_layernorm = _norm(self.config)
         self.self_attn = Attention(self.config)
-        self.post_attention_layernorm = _norm(self.config, None)
+        self.post_attention_layernorm = _norm(self.config)
         self.mlp = MLP(self.config)
 
     def attention_branch(self, x_BTD: Array, rotary_2TK: Array | None, segments_BT: Array | None) -> Array:
@@ -196,7 +197,7 @@ class Transformer(nn.Module):
                 config.max_length, config.width, dtype=config.dtype, embedding_init=_declared(("positions", "embed"))
             )
         self.layers = _stack(config)(config)
-        self.norm = _norm(config, None)
+        self.norm = _norm(config)
         self.lm_head = _linear(config, config.vocabulary, ("embed", "vocab"), None, False)
 
     def hidden(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:

@@ -10,7 +10,7 @@ import jax
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxstab.config import ConfigError, build_method, method_section, option, section
+from jaxstab.config import ConfigError, MethodConfig, build_method, method_section, option, section
 from jaxstab.optimize.adam import adamw
 from jaxstab.optimize.clipping import global_norm, none
 from jaxstab.optimize.schedules import constant, cosine, linear, warmup_stable_decay, with_warmup
@@ -31,7 +31,7 @@ ScheduleConfig = method_section(
     "ScheduleConfig",
     SCHEDULES,
     "cosine",
-    "Shape of the learning rate after warmup. papers/wesar.txt states none; cosine to a tenth is Llama's, its model.",
+    "Learning rate after warmup. Nishida et al. state none; cosine to a tenth is that of Llama, their model.",
 )
 
 
@@ -39,23 +39,23 @@ ScheduleConfig = method_section(
 class OptimizerConfig:
     """The optimizer. Defaults are Nishida et al. 2024, Table 11, rapid setting."""
 
-    rule: RuleConfig = section(RuleConfig)  # type: ignore[valid-type]
-    clip: ClipConfig = section(ClipConfig)  # type: ignore[valid-type]
-    schedule: ScheduleConfig = section(ScheduleConfig)  # type: ignore[valid-type]
+    rule: MethodConfig = section(RuleConfig)
+    clip: MethodConfig = section(ClipConfig)
+    schedule: MethodConfig = section(ScheduleConfig)
     learning_rate: float = option(1e-3, "Peak learning rate.")
     warmup: int = option(100, "Updates of linear warmup.")
     weight_decay: float = option(0.01, "Decoupled weight decay of the matrices; norms and biases have none.")
     independent_decay: bool = option(
         False,
-        "Whether decay is multiplied by the schedule alone and not by the peak learning rate (Wortsman et al. 2023).",
+        "Whether decay follows the schedule alone, not times the peak learning rate (Wortsman et al. 2023).",
     )
     decay_gates: bool = option(
         False,
-        "Whether gates decay too; papers/wesar.txt doesn't say. Off: a gate is a scale, as a norm's gain, which don't decay.",
+        "Whether gates decay too, which Nishida et al. leave open. Off: a gate is a scale, like a norm's gain.",
     )
     clip_on: str = option(
         "raw",
-        "Which gradient is clipped: that of the stored parameters, as PyTorch does it, or that of the effective weights.",
+        "The gradient that is clipped: that of the stored parameters, as PyTorch does, or of the effective weights.",
         choices=("raw", "effective"),
     )
 

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxstab.table import Row, Table
+from jaxstab.table import Row, Table, divided, leaves_of, like
+from jaxstab.table import rows as rows_of
 
 Weights = Any  # tree of effective weights
 Raw = Any  # tree of stored parameters: a dict of arrays where a method stores several for one matrix
@@ -35,15 +36,15 @@ class Method(NamedTuple):
     Attributes:
       applies: whether a matrix with this row is reparameterized; others are stored as they are.
       rows: the rows of what is stored for it, by name.
-      init: (weight, row, key) -> (stored, state): splits an effective weight. `row.std` is the standard deviation it
-        was drawn with, or measured. The key is for methods that draw what they store.
+      init: (weight, std, key) -> (stored, state): splits an effective weight. `std` is the standard deviation it was
+        drawn with, or measured; the key is for methods that draw what they store.
       effective: (stored, state) -> (weight, state'): the effective weight, differentiable, and the state of the next
         step.
     """
 
     applies: Callable[[Row], bool]
     rows: Callable[[Row], dict[str, Row]]
-    init: Callable[[jax.Array, Row, jax.Array], tuple[Stored, Any]]
+    init: Callable[[jax.Array, jax.Array, jax.Array], tuple[Stored, Any]]
     effective: Callable[[Stored, Any], tuple[jax.Array, Any]]
 
 
@@ -106,10 +107,8 @@ def _bind(method: Method, table: Table) -> Reparameterization:
             return weight, ()
         key = jax.random.fold_in(key, zlib.crc32(row.path.encode()))
         if not row.stacked:
-            return method.init(weight, row.replace(std=_std(row, weight)), key)
-        keys = jax.random.split(key, row.layers)
-        one = jax.vmap(lambda weight, std, key: method.init(weight, row.replace(std=std, shape=weight.shape), key))
-        return one(weight, _std(row, weight), keys)
+            return method.init(weight, _std(row, weight), key)
+        return jax.vmap(method.init)(weight, _std(row, weight), jax.random.split(key, row.layers))
 
     def effective_leaf(row: Row, stored: Any, state: Any) -> Any:
         if not is_applied(row):
@@ -133,40 +132,36 @@ def _std(row: Row, weight: jax.Array) -> jax.Array:
 
 def _unzip(table: Table, pairs: Any) -> tuple[Any, Any]:
     """A tree of pairs, in the structure of `table`, as a pair of trees."""
-    structure = jax.tree.structure(table)
-    first, second = zip(*structure.flatten_up_to(pairs), strict=True)
-    return structure.unflatten(first), structure.unflatten(second)
+    first, second = zip(*leaves_of(table, pairs), strict=True)
+    return like(table, first), like(table, second)
 
 
 def _stored_form(table: Table) -> Reparameterization:
     """The last link of every chain: constant multipliers are divided out, and a tied matrix is stored once."""
-    structure = jax.tree.structure(table)
-    flat = jax.tree.leaves(table)
+    flat = rows_of(table)
     place = {row.path: index for index, row in enumerate(flat)}
     sources = [place.get(_stored_path(row, place)) if row.tied else None for row in flat]
 
-    def stored_row(row: Row) -> Row:
-        std = None if row.std is None else jax.tree.map(lambda std: std / row.multiplier, row.std)
-        return row.replace(std=std)
-
     def init(weights: Weights, key: jax.Array) -> tuple[Raw, State]:
-        leaves = structure.flatten_up_to(weights)
         kept = [
             None if source is not None else weight if row.multiplier == 1 else weight / row.multiplier
-            for row, weight, source in zip(flat, leaves, sources, strict=True)
+            for row, weight, source in zip(flat, leaves_of(table, weights), sources, strict=True)
         ]
-        return structure.unflatten(kept), ()
+        return like(table, kept), ()
 
     def effective(raw: Raw, state: State) -> tuple[Weights, State]:
-        leaves = structure.flatten_up_to(raw)
+        leaves = leaves_of(table, raw)
         used = []
         for row, stored, source in zip(flat, leaves, sources, strict=True):
             weight = stored if source is None else leaves[source].T
             used.append(weight if row.multiplier == 1 else row.multiplier * weight)
-        return structure.unflatten(used), state
+        return like(table, used), state
 
-    rows = structure.unflatten([None if s is not None else stored_row(r) for r, s in zip(flat, sources, strict=True)])
-    return Reparameterization(rows, init, effective)
+    stored = [
+        None if source is not None else row.replace(std=divided(row.std, row.multiplier))
+        for row, source in zip(flat, sources, strict=True)
+    ]
+    return Reparameterization(like(table, stored), init, effective)
 
 
 def _stored_path(row: Row, known: dict[str, int]) -> str:

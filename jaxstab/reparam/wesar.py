@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import jax
 
 from jaxstab.reparam.base import Method, Stored
-from jaxstab.table import Row
+from jaxstab.table import Row, divided
 
 
 def wesar(
@@ -24,11 +24,11 @@ def wesar(
     """
 
     def rows(row: Row) -> dict[str, Row]:
-        gate = None if row.std is None else jax.tree.map(lambda std: std / sigma, row.std)
-        return {"weight": row.replace(std=sigma, multiplier=1.0), "gate": row.per_matrix("gate", "gate", gate)}
+        gate = row.gate(divided(row.std, sigma))
+        return {"weight": row.replace(std=sigma, multiplier=1.0), "gate": gate}
 
-    def init(weight: jax.Array, row: Row, key: jax.Array) -> tuple[Stored, Any]:
-        gate = row.std / sigma
+    def init(weight: jax.Array, std: jax.Array, key: jax.Array) -> tuple[Stored, Any]:
+        gate = std / sigma
         return {"weight": weight / gate, "gate": gate}, ()
 
     def effective(stored: Stored, state: Any) -> tuple[jax.Array, Any]:

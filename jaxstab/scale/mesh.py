@@ -8,7 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxstab.config import ConfigError, option
 from jaxstab.table import Row, Table
@@ -67,9 +67,9 @@ def shardings(table: Table, mesh: Mesh) -> Any:
     return jax.tree.map(lambda row: NamedSharding(mesh, spec(row, mesh)), table)
 
 
-def spec(row: Row, mesh: Mesh) -> PartitionSpec:
+def spec(row: Row, mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The partition of one parameter. An axis that its mesh axis doesn't divide stays whole."""
-    logical = nn.logical_to_mesh_axes(row.axes, RULES)
+    logical: Any = nn.logical_to_mesh_axes(row.axes, RULES)
     divided = (
         name if name and size % math.prod(mesh.shape[axis] for axis in _tuple(name)) == 0 else None
         for size, name in zip(row.shape, logical, strict=True)

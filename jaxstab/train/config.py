@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxstab.config import ConfigError, flatten, from_config_dict, option, section, to_config_dict
+from jaxstab.config import ConfigError, MethodConfig, flatten, from_config_dict, option, section, to_config_dict
 from jaxstab.data import DataConfig
 from jaxstab.initialize import InitConfig
 from jaxstab.logging import LogConfig
@@ -27,7 +27,9 @@ class TrainConfig:
     batch_size: int = option(32, "Sequences in the global batch.")
     accumulation: int = option(1, "Micro-batches that a batch is taken in.")
     seed: int = option(0, "Seed of the initial weights (data.seed is another).")
-    z_loss: float = option(1e-4, "Coefficient of log(Z)^2. papers/wesar.txt prints `16e-4`, most likely 1e-4.")
+    z_loss: float = option(
+        1e-4, "Coefficient of log(Z)^2. Nishida et al. print `16e-4` across a split cell, most likely 1e-4."
+    )
     loss_chunk: int = option(128, "Positions of each sequence whose logits are in memory at once.")
 
     def __post_init__(self) -> None:
@@ -58,8 +60,8 @@ class Config:
     """A run."""
 
     model: ModelConfig = section(ModelConfig)
-    init: InitConfig = section(InitConfig)  # type: ignore[valid-type]
-    reparam: ReparamConfig = section(ReparamConfig)  # type: ignore[valid-type]
+    init: MethodConfig = section(InitConfig)
+    reparam: MethodConfig = section(ReparamConfig)
     optimizer: OptimizerConfig = section(OptimizerConfig)
     data: DataConfig = section(DataConfig)
     mesh: MeshConfig = section(MeshConfig)

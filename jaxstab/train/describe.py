@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from jax.sharding import AbstractMesh
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from jaxstab import scale
 from jaxstab.config import build_method
@@ -28,22 +26,22 @@ def total(config: Config) -> int:
     return count(reparameterize(effective_table(config), build_method(config.reparam, METHODS)).table)
 
 
-def show(config: Config, console: Console | None = None) -> None:
+def show(config: Config) -> None:
     """Prints the rows and the total."""
-    console = console or Console()
-    table = RichTable(*COLUMNS, box=None, pad_edge=False)
-    for cells in describe(config):
-        table.add_row(*cells)
-    console.print(table)
+    lines = [COLUMNS, *describe(config)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     parameters = total(config)
-    console.print(f"\n{parameters:,} parameters ({parameters / 1e6:,.1f}M)", highlight=False)
+    print(f"\n{parameters:,} parameters ({parameters / 1e6:,.1f}M)")
 
 
 def _cells(row: Row, effective: Table, stored: Table, config: Config) -> tuple[str, ...]:
     used = next(e for e in rows(effective) if row.path == e.path or row.path.startswith(e.path + "/"))
     gate = row.value if row.role == "gate" else None
     if row.is_matrix:
-        gate = next((s.value for s in rows(stored) if s.path == f"{used.path}/gate"), row.multiplier)
+        constant = None if row.multiplier == 1 else row.multiplier
+        gate = next((s.value for s in rows(stored) if s.path == f"{used.path}/gate"), constant)
     decays = row.decay or (row.role == "gate" and config.optimizer.decay_gates)
     return (
         row.path,
@@ -67,10 +65,4 @@ def _sharding(row: Row, config: Config) -> str:
     """Mesh axes along each axis of the array, as the mesh of the config would split it on any number of devices."""
     sizes = tuple(max(1, getattr(config.mesh, axis)) for axis in scale.AXES)
     spec = scale.spec(row, AbstractMesh(sizes, scale.AXES))
-    split = [name if name and config_splits(name, config) else "." for name in spec]
-    return " ".join(map(str, split)) or "."
-
-
-def config_splits(name: object, config: Config) -> bool:
-    """Whether the mesh axis has, or may take, more than one device."""
-    return getattr(config.mesh, str(name)) != 1
+    return " ".join(str(name) if name and getattr(config.mesh, str(name)) != 1 else "." for name in spec) or "."

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxstab import initialize, optimize, scale, stability
@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
       raw: stored parameters, float32.
       reparam: untrained state of the reparameterization, float32.
       clip, optimizer: states of the optax transformations.
-      finite: whether every loss and gradient so far was. Once it isn't, steps change nothing until the host has answered.
+      finite: whether every loss and gradient so far was. Once False, steps change nothing until the host has answered.
     """
 
     step: Int[Array, ""]
@@ -65,7 +65,7 @@ class Program:
     reparam: Reparameterization
     optimizer: Optimizer
     abstract: TrainState
-    shardings: TrainState
+    shardings: Any
     init: Callable[[Any], TrainState]
     step: Callable[..., tuple[TrainState, Any]]
     merge: Callable[[TrainState], Any]
@@ -152,9 +152,10 @@ def _on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
-def _state_shardings(abstract: TrainState, raw_table: Table, optimizer: Optimizer, mesh: Mesh) -> TrainState:
+def _state_shardings(abstract: TrainState, raw_table: Table, optimizer: Optimizer, mesh: Mesh) -> Any:
     """Optimizer moments lie as their parameters do; everything small is on every device."""
-    raw, whole = scale.shardings(raw_table, mesh), scale.replicated(mesh)
+    raw: Any = scale.shardings(raw_table, mesh)
+    whole: Any = scale.replicated(mesh)
 
     def like_parameters(transformation: Any, state: Any) -> Any:
         return optax.tree_utils.tree_map_params(
@@ -181,9 +182,12 @@ def loss_sums(
 ) -> tuple[Float[Array, ""], LossSums]:
     """The loss of a batch summed over its targets. Rows that aren't `valid_B` are padding and don't count."""
     inputs_BT, targets_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
-    segments_BT = segment_ids(inputs_BT, end) if config.model.mask_documents else None
+    segments_BT = None
+    if config.model.mask_documents:
+        assert end is not None, "masking documents needs the tokenizer's end-of-document id"
+        segments_BT = segment_ids(inputs_BT, end)
     mask_BT = jnp.broadcast_to(True if valid_B is None else valid_B[:, None], targets_BT.shape)
-    hidden_BTD = model.apply({"params": weights}, inputs_BT, segments_BT, method="hidden")
+    hidden_BTD: Any = model.apply({"params": weights}, inputs_BT, segments_BT, method="hidden")
     return chunked_loss(
         hidden_BTD,
         weights["lm_head"]["kernel"],
@@ -224,14 +228,14 @@ def train_step(
     was_clipped = optax.tree.norm(clipped) < 0.9999 * (norm_effective if clip_effective else norm)
     updates, rule = optimizer.update.update(raw_gradients, state.optimizer, state.raw, hypers=hypers)
 
-    loss = sums.cross_entropy / sums.count
+    loss = sums.cross_entropy / sums.targets
     finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(norm_effective)
     new = TrainState(state.step + 1, optax.apply_updates(state.raw, updates), reparam_state, clip, rule, finite)
     kept = jax.tree.map(functools.partial(jnp.where, finite), new, state._replace(finite=finite))
     scalars = {
         "train/loss": loss,
-        "train/z_loss": config.train.z_loss * sums.z_loss / sums.count,
-        "train/log_z": sums.log_z / sums.count,
+        "train/z_loss": config.train.z_loss * sums.z_loss / sums.targets,
+        "train/log_z": sums.log_z / sums.targets,
         "train/grad_norm": norm,
         "train/grad_norm_effective": norm_effective,
         "train/clipped": was_clipped.astype(jnp.float32),
@@ -273,4 +277,4 @@ def accumulated_gradients(
         tokens_ABS = tokens_BS.reshape(-1, accumulation, tokens_BS.shape[-1]).swapaxes(0, 1)
         zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, weights, tokens_ABS[0]))
         (gradients, sums), _ = jax.lax.scan(micro, zero, tokens_ABS)
-    return jax.tree.map(lambda gradient: gradient / sums.count, pinned(gradients)), sums
+    return jax.tree.map(lambda gradient: gradient / sums.targets, pinned(gradients)), sums
