@@ -44,9 +44,10 @@ def _fail(line: str, code: int) -> int:
 
 def parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
     """Splits the command line into a command and its flags; raises UserError at what is neither."""
+    argv = _overrides_checked(argv)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
-        "config", None, "Path of a config file.", flag_values=values, lock_config=True, sys_argv=list(argv)
+        "config", None, "Path of a config file.", flag_values=values, lock_config=True, sys_argv=argv
     )
     flags.DEFINE_string("workdir", None, "Where the run is kept.", flag_values=values)
     flags.DEFINE_string("out", None, "What data commands write.", flag_values=values)
@@ -55,9 +56,8 @@ def parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
     if {"-h", "--help", "--helpfull"} & set(argv):
         raise SystemExit(_help(values))
-    _check_override_names(argv)
     try:
-        positional = values(list(argv))[1:]
+        positional = values(argv)[1:]
     except UserError:
         raise
     except Exception as error:  # absl, ml_collections and the config file itself raise anything
@@ -73,15 +73,23 @@ def _help(values: flags.FlagValues) -> str:
     return f"{__doc__}\n\n{commands}\n\n{values.main_module_help()}\nKeys of --config: docs/configuration.md"
 
 
-def _check_override_names(argv: Sequence[str]) -> None:
-    """Refuses `--config.a.b` of an unknown key, before ml_collections does with a traceback."""
+def _overrides_checked(argv: Sequence[str]) -> list[str]:
+    """`argv`, once no `--config.a.b` names an unknown key; ml_collections would show a traceback.
+
+    Tuples of strings may come without quotes: `--config.data.files=a/*.txt,b/*.txt`.
+    """
     from jaxstab.train.config import Config
 
     known = flatten(Config())
+    checked = []
     for argument in argv:
-        override = re.match(r"--?(no)?config\.([^=]+)", argument)
+        override = re.match(r"--?(no)?config\.([^=]+)=?", argument)
         if override and override[2] not in known:
             raise ConfigError(unknown(f"config key {override[2]}", override[2], known))
+        if override and isinstance(known[override[2]], tuple) and not {"'", '"'} & set(argument):
+            argument = override[0] + repr(tuple(argument[override.end() :].split(",")))
+        checked.append(argument)
+    return checked
 
 
 def run(command: str, values: flags.FlagValues) -> None:
