@@ -30,7 +30,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.heads = 3
     config.model.vocabulary = 0
     config.model.max_length = 256
-    config.model.embedding = "unit"
+    config.model.embedding.method = "unit"
     config.model.remat = "none"
 
     config.reparam.method, config.init.method = METHODS[chosen["method"]]

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.model.heads = 4
     config.model.vocabulary = 0
     config.model.max_length = 128
-    config.model.embedding = "unit"
+    config.model.embedding.method = "unit"
     config.model.remat = "none"
 
     config.reparam.method = "wesar"

@@ -46,7 +46,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.width, config.model.layers, config.model.heads = SIZES[chosen["size"]]
     config.model.vocabulary = 32000
     config.model.max_length = LENGTH
-    config.model.embedding = "unit"
+    config.model.embedding.method = "unit"
     config.model.dtype = "bfloat16"
 
     config.reparam.method, config.init.method = METHODS[chosen["method"]]

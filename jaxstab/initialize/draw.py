@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,22 +13,23 @@ from jaxstab.initialize.scales import Scale
 from jaxstab.table import Row, Table
 
 
-def scaled(table: Table, scale: Scale, *, embedding: str = "plain") -> Table:
+def scaled(table: Table, scale: Scale, *, embedding: Callable[[float, int], float] = lambda std, width: 1.0) -> Table:
     """Fills in the standard deviations of a table's matrices.
 
     Args:
       table: rows of effective weights.
       scale: the initial scale.
-      embedding: `unit` gives embed_tokens a standard deviation of 1 by the constant multiplier 1/σ_e, σ_e being what
-        `scale` says (Nishida et al. 2024, section 2.2).
+      embedding: (std, width) -> constant multiplier of embed_tokens, `std` being what `scale` says: see
+        `jaxstab.model.embeddings`.
     """
 
     def fill(row: Row) -> Row:
         if not row.is_matrix:
             return row
         std = scale(row)
-        if row.role == "embed_tokens" and embedding == "unit":
-            return row.replace(std=1.0, multiplier=1 / std)
+        if row.role == "embed_tokens":
+            multiplier = embedding(std, row.width)
+            return row.replace(std=multiplier * std, multiplier=multiplier)
         return row.replace(std=std)
 
     return jax.tree.map(fill, table)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxstab.config import ConfigError, option
+from jaxstab.config import ConfigError, MethodConfig, option, section
+from jaxstab.model.embeddings import EmbeddingConfig
+from jaxstab.model.placements import PlacementConfig
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "swiglu")
 DTYPES = ("float32", "bfloat16")
@@ -29,11 +31,11 @@ class ModelConfig:
     bias: bool = option(False, "Biases in the linear layers of the blocks.")
     tie_embeddings: bool = option(False, "Whether lm_head is the transpose of the stored embed_tokens.")
     mask_documents: bool = option(False, "Whether attention stops at the end of a document.")
-    embedding: str = option(
-        "plain",
-        "Embedding scaling: `unit` multiplies by 1/std(embed_tokens), so that its std is 1 (Nishida et al. 2024).",
-        choices=("plain", "unit"),
-    )
+    embedding: MethodConfig = section(EmbeddingConfig)
+    norm_placement: MethodConfig = section(PlacementConfig)
+    qk_norm: bool = option(False, "Norms on queries and keys, per head, before the rotation (Wortsman et al. 2023).")
+    attention_softcap: float = option(0.0, "c of c tanh(z/c) on attention logits z; 50 in Gemma 2; 0 is off.")
+    logits_softcap: float = option(0.0, "c of c tanh(z/c) on output logits z; 30 in Gemma 2; 0 is off.")
     dtype: str = option("float32", "Compute dtype; parameters, norms, softmax and loss stay float32.", choices=DTYPES)
     remat: str = option(
         "full",
@@ -52,6 +54,11 @@ class ModelConfig:
             raise ConfigError(f"model.width={self.width} is not divisible by model.heads={self.heads}")
         if self.kv_heads and self.heads % self.kv_heads:
             raise ConfigError(f"model.heads={self.heads} is not divisible by model.kv_heads={self.kv_heads}")
+        for key in ("attention_softcap", "logits_softcap"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"model.{key}={getattr(self, key)} must not be negative; 0 is off")
+        if self.attention_softcap and self.attention != "xla":
+            raise ConfigError(f"model.attention_softcap needs model.attention=xla, not {self.attention}")
         if self.positions == "rotary" and self.head_dim % 2:
             raise ConfigError(
                 f"rotary positions need an even head size, but model.width={self.width} over "

@@ -20,9 +20,20 @@ class LossSums(NamedTuple):
     targets: Float[Array, ""]  # how many
 
 
-def token_losses(hidden: Array, lm_head: Array, targets: Array, mask: Array) -> LossSums:
-    """Sums over one chunk. Logits are accumulated in float32 from operands in the dtype of `hidden`."""
-    logits = jnp.einsum("...d,dv->...v", hidden, lm_head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+def capped(logits: Array, softcap: float) -> Array:
+    """c tanh(z/c) (Gemma 2), or z itself where c is 0."""
+    return softcap * jnp.tanh(logits / softcap) if softcap else logits
+
+
+def output_logits(hidden: Array, lm_head: Array, softcap: float = 0.0) -> Array:
+    """Logits in float32, accumulated from operands in the dtype of `hidden`."""
+    weight = lm_head.astype(hidden.dtype)
+    return capped(jnp.einsum("...d,dv->...v", hidden, weight, preferred_element_type=jnp.float32), softcap)
+
+
+def token_losses(hidden: Array, lm_head: Array, targets: Array, mask: Array, softcap: float = 0.0) -> LossSums:
+    """Sums over one chunk."""
+    logits = output_logits(hidden, lm_head, softcap)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     # A comparison instead of a gather: it fuses, and needs no communication where the vocabulary is sharded.
     is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
@@ -41,6 +52,7 @@ def chunked_loss(
     *,
     z_loss: float,
     chunk: int,
+    softcap: float = 0.0,
 ) -> tuple[Float[Array, ""], LossSums]:
     """The sum of cross-entropy + z_loss * log(Z)^2 over the unmasked targets.
 
@@ -54,6 +66,7 @@ def chunked_loss(
       mask_BT: which targets count.
       z_loss: coefficient of log(Z)^2 (PaLM; 1e-4 in Nishida et al. 2024, Table 11).
       chunk: positions of each sequence in a chunk; the last may hold fewer.
+      softcap: of the output logits; 0 is off.
 
     Returns:
       The loss summed over targets, and the sums that it consists of.
@@ -65,7 +78,7 @@ def chunked_loss(
         return jnp.moveaxis(padded.reshape(x.shape[0], chunks, chunk, *x.shape[2:]), 1, 0)
 
     def chunk_loss(weight: Array, hidden: Array, targets: Array, mask: Array) -> tuple[Array, LossSums]:
-        sums = token_losses(hidden, weight, targets, mask)
+        sums = token_losses(hidden, weight, targets, mask, softcap)
         return sums.cross_entropy + z_loss * sums.z_loss, sums
 
     return _sum_over_chunks(chunk_loss, lm_head_DV, split(hidden_BTD), (split(targets_BT), split(mask_BT)))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxstab import table
+from jaxstab.config import build_method
+from jaxstab.model.attention import fused_attention, reference_attention
 from jaxstab.model.config import ModelConfig
+from jaxstab.model.embeddings import EMBEDDINGS
+from jaxstab.model.loss import capped
+from jaxstab.model.placements import PLACEMENTS, Branch, Placement
 
 ROLES = {
     rf"{name}/(kernel|embedding)$": name for name in (*table.READERS, *table.BRANCH_OUTPUTS, *table.EMBEDDINGS)
@@ -54,7 +59,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
-def _declared(axes: tuple[str, ...]) -> Callable[..., Any]:
+def _declared(axes: tuple[str | None, ...]) -> Callable[..., Any]:
     """Declares a parameter's shape and logical axes; its values are drawn elsewhere."""
     return nn.with_logical_partitioning(nn.initializers.zeros, axes)
 
@@ -70,16 +75,13 @@ def _linear(config: ModelConfig, features: int, axes: tuple[str, str], name: str
     )
 
 
-def _norm(config: ModelConfig) -> nn.Module:
+def _norm(config: ModelConfig, name: str | None = None, axis: str | None = "embed") -> nn.Module:
     """RMSNorm or LayerNorm; Flax computes the statistics in float32 whatever the dtype."""
+    declared = _declared((axis,))
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.norm_eps, config.dtype, scale_init=_declared(("embed",)))
+        return nn.RMSNorm(config.norm_eps, config.dtype, scale_init=declared, name=name)
     return nn.LayerNorm(
-        config.norm_eps,
-        config.dtype,
-        use_bias=config.bias,
-        scale_init=_declared(("embed",)),
-        bias_init=_declared(("embed",)),
+        config.norm_eps, config.dtype, use_bias=config.bias, scale_init=declared, bias_init=declared, name=name
     )
 
 
@@ -100,9 +102,13 @@ def rotate(x_BTHK: Float[Array, "B T H K"], tables_2TK: Float[Array, "2 T K"]) -
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped-query heads."""
+    """Causal self-attention with grouped-query heads.
+
+    With `see_logits` the largest logit of each head is sown as `max_attention_logit`, `[H]`.
+    """
 
     config: ModelConfig
+    see_logits: bool = False
 
     @nn.compact
     def __call__(self, x_BTD: Array, rotary_2TK: Array | None, segments_BT: Array | None) -> Array:
@@ -117,13 +123,16 @@ class Attention(nn.Module):
         q_BTHK = heads("q_proj", config.heads, "heads")
         k_BTGK = heads("k_proj", kv_heads, "kv_heads")
         v_BTGK = heads("v_proj", kv_heads, "kv_heads")
+        if config.qk_norm:
+            q_BTHK = _norm(config, "q_norm", None)(q_BTHK)
+            k_BTGK = _norm(config, "k_norm", None)(k_BTGK)
         if rotary_2TK is not None:
             q_BTHK, k_BTGK = rotate(q_BTHK, rotary_2TK), rotate(k_BTGK, rotary_2TK)
-        mask = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
-        kernel = cast(Literal["xla", "cudnn"], config.attention)
-        out_BTHK = jax.nn.dot_product_attention(
-            q_BTHK, k_BTGK, v_BTGK, mask=mask, is_causal=True, implementation=kernel
-        )
+        if config.attention_softcap or self.see_logits:
+            out_BTHK, max_logit_H = reference_attention(q_BTHK, k_BTGK, v_BTGK, segments_BT, config.attention_softcap)
+            self.sow("intermediates", "max_attention_logit", max_logit_H)
+        else:
+            out_BTHK = fused_attention(q_BTHK, k_BTGK, v_BTGK, segments_BT, config.attention)
         return _linear(config, width, ("heads", "embed"), "o_proj", config.bias)(out_BTHK.reshape(batch, length, -1))
 
 
@@ -147,36 +156,52 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP branches, each normalised on the way in (pre-LN) and added to the shortcut."""
+    """Attention and MLP branches, joined to the shortcut as the norm placement says."""
 
     config: ModelConfig
+    see_logits: bool = False
 
     def setup(self) -> None:
-        self.input_layernorm = _norm(self.config)
-        self.self_attn = Attention(self.config)
-        self.post_attention_layernorm = _norm(self.config)
-        self.mlp = MLP(self.config)
+        config = self.config
+        self.placement: Placement = build_method(config.norm_placement, PLACEMENTS)
+        self.self_attn = Attention(config, self.see_logits)
+        self.mlp = MLP(config)
+        self.input_layernorm = _norm(config)
+        self.post_attention_layernorm = _norm(config)
+        self.pre_feedforward_layernorm = _norm(config)
+        self.post_feedforward_layernorm = _norm(config)
 
-    def attention_branch(self, x_BTD: Array, rotary_2TK: Array | None, segments_BT: Array | None) -> Array:
-        return self.self_attn(self.input_layernorm(x_BTD), rotary_2TK, segments_BT)
+    def attention_branch(self, layer: Array, rotary_2TK: Array | None, segments_BT: Array | None) -> Branch:
+        return Branch(
+            f=lambda x_BTD: self.self_attn(x_BTD, rotary_2TK, segments_BT),
+            before=self.input_layernorm,
+            after=self.post_attention_layernorm,
+            layer=layer,
+            depth=self.config.layers,
+        )
 
-    def mlp_branch(self, x_BTD: Array) -> Array:
-        return self.mlp(self.post_attention_layernorm(x_BTD))
+    def mlp_branch(self, layer: Array) -> Branch:
+        # The name of Llama's norm before the MLP is that of Gemma 2's after attention.
+        is_llama = self.config.norm_placement.method in ("pre", "pre_scaled")
+        before = self.post_attention_layernorm if is_llama else self.pre_feedforward_layernorm
+        return Branch(self.mlp, before, self.post_feedforward_layernorm, layer, self.config.layers)
 
-    def __call__(self, x_BTD: Array, rotary_2TK: Array | None, segments_BT: Array | None) -> tuple[Array, None]:
-        x_BTD = x_BTD + self.attention_branch(x_BTD, rotary_2TK, segments_BT)
-        x_BTD = x_BTD + self.mlp_branch(x_BTD)
+    def __call__(
+        self, x_BTD: Array, layer: Array, rotary_2TK: Array | None, segments_BT: Array | None
+    ) -> tuple[Array, None]:
+        x_BTD = self.placement.join(self.attention_branch(layer, rotary_2TK, segments_BT), x_BTD)
+        x_BTD = self.placement.join(self.mlp_branch(layer), x_BTD)
         return nn.with_logical_constraint(x_BTD, ("batch", "length", None)), None
 
 
-def _stack(config: ModelConfig) -> type[nn.Module]:
-    """The blocks as one scanned module, whose parameters lead with a layer axis."""
+def _stack(config: ModelConfig) -> Any:
+    """The blocks as one scanned module, whose parameters lead with a layer axis; block l is called with its number."""
     block = Block if config.remat == "none" else nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
     return nn.scan(
         block,
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
-        in_axes=nn.broadcast,
+        in_axes=(0, nn.broadcast, nn.broadcast),
         length=config.layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
@@ -186,6 +211,7 @@ class Transformer(nn.Module):
     """Embedding, blocks, final norm and lm_head."""
 
     config: ModelConfig
+    see_logits: bool = False
 
     def setup(self) -> None:
         config = self.config
@@ -196,7 +222,9 @@ class Transformer(nn.Module):
             self.embed_positions = nn.Embed(
                 config.max_length, config.width, dtype=config.dtype, embedding_init=_declared(("positions", "embed"))
             )
-        self.layers = _stack(config)(config)
+        self.embedding = build_method(config.embedding, EMBEDDINGS)
+        self.embed_norm = _norm(config)
+        self.layers = _stack(config)(config, self.see_logits)
         self.norm = _norm(config)
         self.lm_head = _linear(config, config.vocabulary, ("embed", "vocab"), None, False)
 
@@ -209,19 +237,21 @@ class Transformer(nn.Module):
         """
         config = self.config
         length = tokens_BT.shape[1]
-        x_BTD = self.embed_tokens(tokens_BT)
+        x_BTD = self.embedding.apply(self.embed_tokens(tokens_BT), self.embed_norm)
         rotary_2TK = None
         if config.positions == "learned":
             x_BTD = x_BTD + self.embed_positions(jnp.arange(length))
         else:
             rotary_2TK = rotary_tables(length, config.head_dim, config.rope_theta)
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
-        x_BTD, _ = self.layers(x_BTD, rotary_2TK, segments_BT)
-        return self.norm(x_BTD)
+        x_BTD, _ = self.layers(x_BTD, jnp.arange(1.0, config.layers + 1), rotary_2TK, segments_BT)
+        placement: Placement = build_method(config.norm_placement, PLACEMENTS)
+        return self.norm(x_BTD) if placement.final_norm else x_BTD
 
     def __call__(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:
         """Logits `[B, T, V]` in float32. Training never forms them: see `jaxstab.model.loss`."""
-        return self.lm_head(self.hidden(tokens_BT, segments_BT)).astype(jnp.float32)
+        logits_BTV = self.lm_head(self.hidden(tokens_BT, segments_BT)).astype(jnp.float32)
+        return capped(logits_BTV, self.config.logits_softcap)
 
 
 def read_table(config: ModelConfig) -> table.Table:

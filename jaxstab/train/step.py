@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxstab import initialize, optimize, scale, stability
 from jaxstab.config import build_method
 from jaxstab.data import segment_ids
+from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.loss import LossSums, chunked_loss
 from jaxstab.model.transformer import Transformer, read_table
 from jaxstab.optimize import Hypers, Optimizer
@@ -133,7 +134,8 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
 def effective_table(config: Config) -> Table:
     """The table of the effective weights, with their initial scales."""
     backbone = build_method(config.init, initialize.SCALES)
-    return initialize.scaled(read_table(config.model), backbone, embedding=config.model.embedding)
+    embedding = build_method(config.model.embedding, EMBEDDINGS)
+    return initialize.scaled(read_table(config.model), backbone, embedding=embedding.multiplier)
 
 
 def _on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -195,6 +197,7 @@ def loss_sums(
         mask_BT,
         z_loss=config.train.z_loss,
         chunk=config.train.loss_chunk,
+        softcap=config.model.logits_softcap,
     )
 
 

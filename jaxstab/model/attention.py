@@ -1,0 +1,64 @@
+"""Causal attention: a fused kernel, or one whose logits can be capped and looked at.
+
+Shapes: B batch, T query length, S key length, H query heads, G key-value heads, R = H/G, K head size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def fused_attention(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BSGK: Float[Array, "B S G K"],
+    v_BSGK: Float[Array, "B S G K"],
+    segments_BT: Int[Array, "B T"] | None,
+    implementation: str,
+) -> Float[Array, "B T H K"]:
+    """Attention by `jax.nn.dot_product_attention`, its softmax in float32."""
+    mask = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
+    kernel = cast(Literal["xla", "cudnn"], implementation)
+    return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, mask=mask, is_causal=True, implementation=kernel)
+
+
+def attention_logits(
+    q_BTHK: Float[Array, "B T H K"], k_BSGK: Float[Array, "B S G K"], softcap: float = 0.0
+) -> Float[Array, "B H T S"]:
+    """⟨q, k⟩/√K in float32, before any mask; with `softcap` c as c tanh(z/c) (Gemma 2)."""
+    batch, length, heads, size = q_BTHK.shape
+    q_BTGRK = q_BTHK.reshape(batch, length, k_BSGK.shape[2], -1, size)
+    z_BGRTS = jnp.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32) / math.sqrt(size)
+    z_BHTS = z_BGRTS.reshape(batch, heads, length, -1)
+    return softcap * jnp.tanh(z_BHTS / softcap) if softcap else z_BHTS
+
+
+def causal_mask(length: int, segments_BT: Int[Array, "B T"] | None) -> Array:
+    """Which keys a query may see: `[1 or B, 1, T, S]`."""
+    causal_TS = jnp.tril(jnp.ones((length, length), bool))
+    if segments_BT is None:
+        return causal_TS[None, None]
+    return causal_TS & (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
+
+
+def reference_attention(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BSGK: Float[Array, "B S G K"],
+    v_BSGK: Float[Array, "B S G K"],
+    segments_BT: Int[Array, "B T"] | None,
+    softcap: float = 0.0,
+) -> tuple[Float[Array, "B T H K"], Float[Array, " H"]]:
+    """Attention with its logits in memory, for what a fused kernel can't do.
+
+    Returns:
+      The output, and each head's largest visible logit in float32.
+    """
+    mask = causal_mask(q_BTHK.shape[1], segments_BT)
+    z_BHTS = jnp.where(mask, attention_logits(q_BTHK, k_BSGK, softcap), -jnp.inf)
+    p_BHTS = jax.nn.softmax(z_BHTS, axis=-1).astype(v_BSGK.dtype)
+    v_BSHK = jnp.repeat(v_BSGK, q_BTHK.shape[2] // v_BSGK.shape[2], axis=2)
+    return jnp.einsum("bhts,bshk->bthk", p_BHTS, v_BSHK), jnp.max(z_BHTS, axis=(0, 2, 3))

@@ -1,0 +1,153 @@
+"""Norm placements: where a residual branch is normalised, and what of the shortcut reaches its end.
+
+A placement is a function of a branch `f`, the norms that stand before and after it, and the layer. A norm that it never
+calls has no parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxstab.config import method_section
+
+Function = Callable[[Array], Array]
+
+
+class Branch(NamedTuple):
+    """One residual branch.
+
+    Attributes:
+      f: attention or MLP.
+      before, after: norms of its own.
+      layer: number of the block from 1, a traced scalar.
+      depth: number N of blocks.
+    """
+
+    f: Function
+    before: Function
+    after: Function
+    layer: Array
+    depth: int
+
+
+class Placement(NamedTuple):
+    """A norm placement.
+
+    Attributes:
+      join: (branch, x) -> the shortcut after the branch.
+      final_norm: whether a norm precedes lm_head.
+    """
+
+    join: Callable[[Branch, Array], Array]
+    final_norm: bool = True
+
+
+def pre() -> Placement:
+    """The branch reads a normalised shortcut, which itself is never touched.
+
+    Formula: x + f(N(x))
+    Paper: Xiong et al. 2020, On Layer Normalization in the Transformer Architecture; GPT-2, Llama.
+    Parameters: one norm a branch, one at the end.
+    Checked against: NumPy float64 (tests/model).
+    Certainty: primary.
+    """
+    return Placement(lambda branch, x: x + branch.f(branch.before(x)))
+
+
+def post() -> Placement:
+    """The shortcut is normalised after every branch; the last block's output is, so no norm follows it.
+
+    Formula: N(x + f(x))
+    Paper: Vaswani et al. 2017.
+    Parameters: one norm a branch.
+    Checked against: NumPy float64 (tests/model).
+    Certainty: primary.
+    """
+    return Placement(lambda branch, x: branch.after(x + branch.f(x)), final_norm=False)
+
+
+def deepnorm(
+    exponent: Annotated[float, "α = (2N)^exponent: 0.25 is DeepNorm's decoder, 0.5 GLM-130B's."] = 0.25,
+) -> Placement:
+    """Post-norm with a stronger shortcut; its initial scale is `init.method=deepnorm`.
+
+    Formula: N(α x + f(x)), α = (2N)^(1/4)
+    Paper: Wang et al. 2022, DeepNet; GLM-130B (Zeng et al. 2023) has α = (2N)^(1/2).
+    Parameters: one norm a branch.
+    Checked against: NumPy float64 (tests/model); the first update's effect stays bounded as depth grows.
+    Certainty: α remembered for DeepNorm, secondary for GLM-130B.
+    """
+
+    def join(branch: Branch, x: Array) -> Array:
+        return branch.after((2 * branch.depth) ** exponent * x + branch.f(x))
+
+    return Placement(join, final_norm=False)
+
+
+def peri() -> Placement:
+    """Norms on both sides of a branch, also called sandwich.
+
+    Formula: x + N'(f(N(x)))
+    Paper: Kim et al. 2025, Peri-LN; Ding et al. 2021, CogView.
+    Parameters: two norms a branch, one at the end.
+    Checked against: NumPy float64 (tests/model).
+    Certainty: secondary.
+    """
+    return Placement(lambda branch, x: x + branch.after(branch.f(branch.before(x))))
+
+
+def reordered() -> Placement:
+    """The norm on a branch's output alone; OLMo 2 joins it with `model.qk_norm`.
+
+    Formula: x + N(f(x))
+    Paper: OLMo 2 (2025), section 3.
+    Parameters: one norm a branch, one at the end.
+    Checked against: NumPy float64 (tests/model).
+    Certainty: primary.
+    """
+    return Placement(lambda branch, x: x + branch.after(branch.f(x)))
+
+
+def pre_scaled() -> Placement:
+    """LayerNorm scaling: pre-norm whose output shrinks with depth. Not meant for a depth-scaled initial scale.
+
+    Formula: x + f(N(x) / sqrt(l)), l = 1 ... N
+    Paper: Sun et al. 2025, The Curse of Depth in Large Language Models.
+    Parameters: one norm a branch, one at the end.
+    Checked against: NumPy float64 (tests/model).
+    Certainty: secondary, and the authors' README.
+    """
+
+    def join(branch: Branch, x: Array) -> Array:
+        return x + branch.f((branch.before(x) / jnp.sqrt(branch.layer)).astype(x.dtype))
+
+    return Placement(join)
+
+
+def none() -> Placement:
+    """No norm anywhere, for initial scales that need none (`init.method=t_fixup`) or `reparam.method=rezero`.
+
+    Formula: x + f(x)
+    Paper: Huang et al. 2020, T-Fixup; Bachlechner et al. 2020, ReZero.
+    Parameters: none.
+    Checked against: NumPy float64 (tests/model).
+    Certainty: primary.
+    """
+    return Placement(lambda branch, x: x + branch.f(x), final_norm=False)
+
+
+PLACEMENTS = {
+    "pre": pre,
+    "post": post,
+    "deepnorm": deepnorm,
+    "peri": peri,
+    "reordered": reordered,
+    "pre_scaled": pre_scaled,
+    "none": none,
+}
+
+PlacementConfig = method_section("PlacementConfig", PLACEMENTS, "pre", "Where norms stand (model/placements.py).")
