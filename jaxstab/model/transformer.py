@@ -171,26 +171,30 @@ class Block(nn.Module):
         self.pre_feedforward_layernorm = _norm(config)
         self.post_feedforward_layernorm = _norm(config)
 
-    def attention_branch(self, layer: Array, rotary_2TK: Array | None, segments_BT: Array | None) -> Branch:
-        return Branch(
-            f=lambda x_BTD: self.self_attn(x_BTD, rotary_2TK, segments_BT),
-            before=self.input_layernorm,
-            after=self.post_attention_layernorm,
-            layer=layer,
-            depth=self.config.layers,
-        )
+    def attention_branch(
+        self, x_BTD: Array, layer: Array, rotary_2TK: Array | None, segments_BT: Array | None
+    ) -> Array:
+        """The shortcut after attention."""
 
-    def mlp_branch(self, layer: Array) -> Branch:
+        def attend(x_BTD: Array) -> Array:
+            return self.self_attn(x_BTD, rotary_2TK, segments_BT)
+
+        before, after = self.input_layernorm, self.post_attention_layernorm
+        return self.placement.join(Branch(attend, before, after, layer, self.config.layers), x_BTD)
+
+    def mlp_branch(self, x_BTD: Array, layer: Array) -> Array:
+        """The shortcut after the MLP."""
         # The name of Llama's norm before the MLP is that of Gemma 2's after attention.
         is_llama = self.config.norm_placement.method in ("pre", "pre_scaled")
         before = self.post_attention_layernorm if is_llama else self.pre_feedforward_layernorm
-        return Branch(self.mlp, before, self.post_feedforward_layernorm, layer, self.config.layers)
+        after = self.post_feedforward_layernorm
+        return self.placement.join(Branch(self.mlp, before, after, layer, self.config.layers), x_BTD)
 
     def __call__(
         self, x_BTD: Array, layer: Array, rotary_2TK: Array | None, segments_BT: Array | None
     ) -> tuple[Array, None]:
-        x_BTD = self.placement.join(self.attention_branch(layer, rotary_2TK, segments_BT), x_BTD)
-        x_BTD = self.placement.join(self.mlp_branch(layer), x_BTD)
+        x_BTD = self.attention_branch(x_BTD, layer, rotary_2TK, segments_BT)
+        x_BTD = self.mlp_branch(x_BTD, layer)
         return nn.with_logical_constraint(x_BTD, ("batch", "length", None)), None
 
 
