@@ -1,17 +1,26 @@
-"""docs/configuration.md, written from the declared keys: python -m jaxstab.train.document > docs/configuration.md"""
+"""The pages that are written from the code: python -m jaxstab.train.document docs"""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from jaxstab.config import declared
+from jaxstab.initialize import SCALES
+from jaxstab.model.embeddings import EMBEDDINGS
+from jaxstab.model.placements import PLACEMENTS
+from jaxstab.optimize import CLIPS, OPTIMIZERS, SCHEDULES
+from jaxstab.reparam import METHODS
 from jaxstab.train.config import NOT_TRAINING, Config
 
-HEAD = """# Configuration
+CONFIGURATION = """# Configuration
 
-Generated from the code: `python -m jaxstab.train.document > docs/configuration.md`.
+Generated from the code: `python -m jaxstab.train.document docs`.
 
 A config file (`configs/*.py`) has a function `get_config` that returns the defaults below with some changed. Any key is
 overridden on the command line, and arguments of the file itself follow its name:
@@ -24,12 +33,55 @@ section of that function's name. The resolved config is saved in the workdir, an
 that agrees with it in every key but these, which don't change what is trained: {free}.
 """
 
+METHODS_PAGE = """# Methods
+
+Generated from the docstrings of the registered functions: `python -m jaxstab.train.document docs`. How a formula is
+checked is said per row; *certainty* tells where its definition comes from: primary (the paper or its authors' code),
+secondary (a translation, other people's code), remembered, or this project's reading.
+"""
+
+# key of the choice: (title, registry)
+REGISTRIES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
+    "reparam.method": ("Reparameterizations", METHODS),
+    "init.method": ("Initial scales", SCALES),
+    "model.embedding.method": ("Embedding", EMBEDDINGS),
+    "model.norm_placement.method": ("Norm placement", PLACEMENTS),
+    "optimizer.rule.method": ("Update rules", OPTIMIZERS),
+    "optimizer.clip.method": ("Clipping", CLIPS),
+    "optimizer.schedule.method": ("Schedules", SCHEDULES),
+}
+FIELDS = ("Formula", "Paper", "Parameters", "Checked against", "Certainty")
+
+
+def notes(function: Callable[..., Any]) -> dict[str, str]:
+    """The fields of a registered function's docstring; a field ends where the next begins, or at an empty line."""
+    doc = inspect.getdoc(function) or ""
+    pattern = rf"^({'|'.join(FIELDS)}): (.*?)(?=\n(?:{'|'.join(FIELDS)}): |\n\n|\Z)"
+    return {name: " ".join(text.split()) for name, text in re.findall(pattern, doc, re.DOTALL | re.MULTILINE)}
+
+
+def methods_page() -> str:
+    """docs/methods.md, in Markdown."""
+    tables = [_registry(key, title, registry) for key, (title, registry) in REGISTRIES.items()]
+    return "\n".join([METHODS_PAGE, *tables])
+
+
+def _registry(key: str, title: str, registry: Mapping[str, Callable[..., Any]]) -> str:
+    rows = []
+    for name, function in registry.items():
+        summary = (inspect.getdoc(function) or "").split("\n\n")[0]
+        found = notes(function)
+        cells = [f"`{name}`", " ".join(summary.split()), *(found.get(field, "") for field in FIELDS)]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    head = f"| `{key}` | what it is | formula | paper | parameters | checked against | certainty |"
+    return "\n".join([f"## {title}", "", head, "|---" * (len(FIELDS) + 2) + "|", *rows, ""])
+
 
 def configuration_page() -> str:
-    """The whole page, in Markdown."""
+    """docs/configuration.md, in Markdown."""
     free = ", ".join(f"`{prefix}*`" if prefix.endswith(".") else f"`{prefix}`" for prefix in NOT_TRAINING)
     sections = [_section(field.name, field.default_factory) for field in dataclasses.fields(Config)]
-    return "\n".join([HEAD.format(free=free), *sections])
+    return "\n".join([CONFIGURATION.format(free=free), *sections])
 
 
 def _section(name: str, cls: Any) -> str:
@@ -45,5 +97,8 @@ def _row(key: tuple[str, str, Any, str, tuple[Any, ...] | None]) -> str:
     return f"| `{name}` | {kind} | `{default!r}` | {doc}{allowed} |".replace("<|", "&lt;\\|").replace("|>", "\\|&gt;")
 
 
+PAGES = {"configuration.md": configuration_page, "methods.md": methods_page}
+
 if __name__ == "__main__":
-    print(configuration_page(), end="")
+    for name, page in PAGES.items():
+        (Path(sys.argv[1]) / name).write_text(page())

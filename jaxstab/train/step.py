@@ -26,6 +26,8 @@ from jaxstab.reparam import METHODS, Reparameterization, reparameterize
 from jaxstab.table import Table
 from jaxstab.train.config import Config
 
+Seen = dict[str, Array]  # maxima over a batch, {"max_attention_logit": [L, H]}; empty where nothing asks for them
+
 
 class TrainState(NamedTuple):
     """Everything that a step changes.
@@ -126,7 +128,7 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
         ),
         merge=jax.jit(on_mesh(lambda state: reparam.merge(state.raw, state.reparam))),
         evaluate=jax.jit(
-            on_mesh(lambda weights, tokens, valid: losses(weights, tokens, valid)[1]), out_shardings=whole
+            on_mesh(lambda weights, tokens, valid: losses(weights, tokens, valid)[1][0]), out_shardings=whole
         ),
     )
 
@@ -181,16 +183,24 @@ def loss_sums(
     weights: Any,
     tokens_BS: Int[Array, "B T+1"],
     valid_B: Bool[Array, " B"] | None = None,
-) -> tuple[Float[Array, ""], LossSums]:
-    """The loss of a batch summed over its targets. Rows that aren't `valid_B` are padding and don't count."""
+) -> tuple[Float[Array, ""], tuple[LossSums, Seen]]:
+    """The loss of a batch summed over its targets, and what was seen on the way.
+
+    Rows that aren't `valid_B` are padding and don't count.
+    """
     inputs_BT, targets_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
     segments_BT = None
     if config.model.mask_documents:
         assert end is not None, "masking documents needs the tokenizer's end-of-document id"
         segments_BT = segment_ids(inputs_BT, end)
     mask_BT = jnp.broadcast_to(True if valid_B is None else valid_B[:, None], targets_BT.shape)
-    hidden_BTD: Any = model.apply({"params": weights}, inputs_BT, segments_BT, method="hidden")
-    return chunked_loss(
+    hidden_BTD, sown = model.apply(
+        {"params": weights}, inputs_BT, segments_BT, method="hidden", mutable=["intermediates"]
+    )
+    seen: Seen = {}
+    if model.see_logits:
+        (seen["max_attention_logit"],) = sown["intermediates"]["layers"]["self_attn"]["max_attention_logit"]
+    loss, sums = chunked_loss(
         hidden_BTD,
         weights["lm_head"]["kernel"],
         targets_BT,
@@ -199,13 +209,14 @@ def loss_sums(
         chunk=config.train.loss_chunk,
         softcap=config.model.logits_softcap,
     )
+    return loss, (sums, seen)
 
 
 def train_step(
     config: Config,
     reparam: Reparameterization,
     optimizer: Optimizer,
-    losses: Callable[..., tuple[Array, LossSums]],
+    losses: Callable[..., Any],
     weight_shardings: Any,
     state: TrainState,
     tokens_BS: Int[Array, "B T+1"],
@@ -219,7 +230,9 @@ def train_step(
     weights, pullback, reparam_state = jax.vjp(
         lambda raw: reparam.effective(raw, state.reparam), state.raw, has_aux=True
     )
-    gradients, sums = accumulated_gradients(losses, weights, tokens_BS, config.train.accumulation, weight_shardings)
+    gradients, sums, seen = accumulated_gradients(
+        losses, weights, tokens_BS, config.train.accumulation, weight_shardings
+    )
     norm_effective = optax.tree.norm(gradients)
     clip_effective = config.optimizer.clip_on == "effective"
     clipped, clip = optimizer.clip.update(gradients, state.clip) if clip_effective else (gradients, state.clip)
@@ -254,13 +267,13 @@ def train_step(
 
 
 def accumulated_gradients(
-    losses: Callable[..., tuple[Array, LossSums]],
+    losses: Callable[..., Any],
     weights: Any,
     tokens_BS: Int[Array, "B T+1"],
     accumulation: int,
     weight_shardings: Any,
-) -> tuple[Any, LossSums]:
-    """The gradient of the mean loss by the effective weights, in float32, and the sums behind it.
+) -> tuple[Any, LossSums, Seen]:
+    """The gradient of the mean loss by the effective weights, in float32, the sums behind it and what was seen.
 
     Sums over micro-batches are divided once by the number of targets, so that it is the large batch's gradient.
     """
@@ -270,14 +283,17 @@ def accumulated_gradients(
         return jax.tree.map(jax.lax.with_sharding_constraint, gradients, weight_shardings)
 
     def micro(total: Any, tokens: Array) -> tuple[Any, None]:
-        gradients, sums = one(weights, tokens)
-        return jax.tree.map(jnp.add, total, (pinned(gradients), sums)), None
+        gradients, (sums, seen) = one(weights, tokens)
+        added = jax.tree.map(jnp.add, total[:2], (pinned(gradients), sums))
+        return (*added, jax.tree.map(jnp.maximum, total[2], seen)), None
 
     if accumulation == 1:
-        gradients, sums = one(weights, tokens_BS)
+        gradients, (sums, seen) = one(weights, tokens_BS)
     else:
         # Micro-batch a takes the rows a, a + A, ...: those of every device, so that none is moved.
         tokens_ABS = tokens_BS.reshape(-1, accumulation, tokens_BS.shape[-1]).swapaxes(0, 1)
-        zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, weights, tokens_ABS[0]))
-        (gradients, sums), _ = jax.lax.scan(micro, zero, tokens_ABS)
-    return jax.tree.map(lambda gradient: gradient / sums.targets, pinned(gradients)), sums
+        gradients, (sums, seen) = jax.eval_shape(one, weights, tokens_ABS[0])
+        zero = jax.tree.map(jnp.zeros_like, (gradients, sums))
+        lowest = jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), seen)
+        (gradients, sums, seen), _ = jax.lax.scan(micro, (*zero, lowest), tokens_ABS)
+    return jax.tree.map(lambda gradient: gradient / sums.targets, pinned(gradients)), sums, seen
