@@ -1,16 +1,17 @@
 """The defaults of Wortsman et al. 2023, Small-scale proxies for large-scale Transformer training instabilities.
 
-    python main.py --config=configs/small_scale_proxies.py:size=10m --config.optimizer.learning_rate=0.1 --workdir=runs/p
+    python main.py --config=configs/small_scale_proxies.py:size=10m --workdir=runs/p --config.optimizer.learning_rate=.1
     python main.py --config=configs/small_scale_proxies.py:size=10m,qk_norm=no --workdir=runs/no-qk-norm
 
-The paper trains each size at learning rates from 3e-4 to 3e-1 and reports how far the final loss depends on it. Without
-QK-norm the largest attention logit grows with the rate, and every run in which it passed 10,000 diverged; without z-loss
-and decay the output logits drift away.
+The paper trains each size at learning rates from 3e-4 to 3e-1 and reports how far the final loss depends on it.
+Without QK-norm the largest attention logit grows with the rate, and every run in which it passed 10,000 diverged;
+without z-loss and decay the output logits drift away.
 
-From the paper: AdamW (0.9, 0.95), eps 1e-8, clip 1, independent decay 1e-4, z-loss 1e-4, 5,000 steps of warmup, 100,000
-steps, cosine to 1e-5, 256 x 512 tokens, LayerNorm without biases (eps 1e-6), rotary positions, GELU of width 4d, untied
-embeddings of std 1/sqrt(d), other matrices 1/sqrt(fan_in), C4, a vocabulary of 32,101, bf16. This project's choice: the
-widths and depths of the named sizes (12 d^2 N without embeddings), heads of 64, draws that aren't truncated.
+From the paper: AdamW (0.9, 0.95), eps 1e-8, clip 1, independent decay 1e-4, z-loss 1e-4, 5,000 steps of warmup,
+100,000 steps, cosine to 1e-5, 256 x 512 tokens, LayerNorm without biases (eps 1e-6), rotary positions, GELU of width
+4d, untied embeddings of std 1/sqrt(d), other matrices 1/sqrt(fan_in), C4, a vocabulary of 32,101, bf16. This
+project's choice: the widths and depths of the named sizes (12 d^2 N without embeddings), heads of 64, draws that
+aren't truncated.
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +30,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
     config.model.width, config.model.layers = SIZES[chosen["size"]]
     config.model.heads = config.model.width // 64
-    config.model.vocabulary = 32128
+    config.model.vocabulary = 32101
     config.model.max_length = LENGTH
     config.model.norm = "layernorm"
     config.model.norm_eps = 1e-6

@@ -3,8 +3,8 @@
     python main.py --config=configs/spike_no_more.py:size=1.7b,method=scaled_embed --workdir=runs/scaled-embed
     python main.py describe --config=configs/spike_no_more.py:size=13b,method=embed_ln
 
-All methods but `xavier` draw N(0, 2/(5d)), with o_proj and down_proj times 1/sqrt(2N); `xavier` draws Xavier everywhere,
-without the depth. The paper reports perplexities (WikiText / LAMBADA):
+All methods but `xavier` draw N(0, 2/(5d)), with o_proj and down_proj times 1/sqrt(2N); `xavier` draws Xavier
+everywhere, without the depth. The paper reports perplexities (WikiText / LAMBADA):
 
                   vanilla         embed_detach    embed_ln        scaled_embed
     350M          30.03 / 24.73   30.69 / 26.93   29.85 / 25.03   29.86 / 24.37
@@ -12,10 +12,10 @@ without the depth. The paper reports perplexities (WikiText / LAMBADA):
     13B, 3e-4     spikes          -               -               14.47 / 5.97
     13B, 1e-4     15.12 / 6.50    -               -               15.25 / 6.53
 
-At 1.7B vanilla explodes near step 13,000. From the paper (by a translation): C4, GPT-2's BPE, learning rates, beta2, fp16
-(bf16 here), clipping at 1.0 and about 38B, 38B and 105B tokens. Remembered, not checked: the shapes, 50,000 updates.
-This project's choice: learned positions, biases, GELU by tanh and tied embeddings, as in Megatron's GPT, which the paper
-builds on; weight decay 0.01; cosine to a tenth after 2,000 steps of warmup.
+At 1.7B vanilla explodes near step 13,000. From the paper (by a translation): C4, GPT-2's BPE, learning rates, beta2,
+fp16 (bf16 here), clipping at 1.0 and about 38B, 38B and 105B tokens. Remembered, not checked: the shapes, 50,000
+updates. This project's choice: learned positions, biases, GELU by tanh and tied embeddings, as in Megatron's GPT, which
+the paper builds on; weight decay 0.01; cosine to a tenth after 2,000 steps of warmup.
 """
 
 from ml_collections import ConfigDict

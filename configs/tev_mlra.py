@@ -3,14 +3,14 @@
     python main.py --config=configs/tev_mlra.py:layers=48,model=mlra --workdir=runs/mlra-48
     python main.py describe --config=configs/tev_mlra.py:layers=192,model=gpt2
 
-The paper compares GPT-2, GPT-2 with MLRA and GPT-2 with sigmaReparam at 48, 96 and 192 blocks. It reports that MLRA has
-the smallest gradient variance of the three (Figure 2), that GPT-2 with 192 blocks failed in five attempts of five, and
-that at 48 blocks, over 1B tokens, the mean TEV and the gradient variance follow the same trend (Figure 3).
+The paper compares GPT-2, GPT-2 with MLRA and GPT-2 with sigmaReparam at 48, 96 and 192 blocks. It reports that MLRA
+has the smallest gradient variance of the three (Figure 2), that GPT-2 with 192 blocks failed in five attempts of
+five, and that at 48 blocks, over 1B tokens, the mean TEV and the gradient variance follow the same trend (Figure 3).
 
-Only the abstract, the structure and the figures' captions were at hand: what follows is this project's choice. Width 768
-with 12 heads, GPT-2's architecture and initial scale (normal 0.02, o_proj and down_proj times 1/sqrt(2N)) and BPE; MLRA
-factorises query, key and value at rank d/2, which leaves their number of parameters as it was; 1B tokens of FineWeb in
-batches of 0.5M; AdamW (0.9, 0.95), decay 0.1, 6e-4 after 100 steps of warmup.
+Only the abstract, the structure and the figures' captions were at hand: what follows is this project's choice. Width
+768 with 12 heads, GPT-2's architecture and initial scale (normal 0.02, o_proj and down_proj times 1/sqrt(2N)) and
+BPE; MLRA factorises query, key and value at rank d/2, which leaves their number of parameters as it was; 1B tokens of
+FineWeb in batches of 0.5M; AdamW (0.9, 0.95), decay 0.1, 6e-4 after 100 steps of warmup.
 """
 
 from ml_collections import ConfigDict
