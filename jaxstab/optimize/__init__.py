@@ -1,5 +1,25 @@
 """The optimizer: an optax chain whose learning rate and weight decay are values, not constants."""
 
-from jaxstab.optimize.chain import CLIPS, OPTIMIZERS, SCHEDULES, Hypers, Optimizer, OptimizerConfig, build
+from jaxstab.optimize.chain import (
+    CLIPS,
+    OPTIMIZERS,
+    PROJECTIONS,
+    SCHEDULES,
+    Hypers,
+    Optimizer,
+    OptimizerConfig,
+    build,
+    state_shardings,
+)
 
-__all__ = ["CLIPS", "OPTIMIZERS", "SCHEDULES", "Hypers", "Optimizer", "OptimizerConfig", "build"]
+__all__ = [
+    "CLIPS",
+    "OPTIMIZERS",
+    "PROJECTIONS",
+    "SCHEDULES",
+    "Hypers",
+    "Optimizer",
+    "OptimizerConfig",
+    "build",
+    "state_shardings",
+]

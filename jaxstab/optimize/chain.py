@@ -1,9 +1,10 @@
-"""clip -> update rule -> decoupled weight decay -> schedule, with per-parameter multipliers from the table."""
+"""clip -> update rule -> decoupled weight decay -> schedule -> projection, with multipliers from the table."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +12,21 @@ import optax
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxstab.config import ConfigError, MethodConfig, build_method, method_section, option, section
-from jaxstab.optimize.adam import adamw
-from jaxstab.optimize.clipping import global_norm, none
+from jaxstab.optimize import clipping, qk_clip
+from jaxstab.optimize.adam import adamw, stable_adamw
+from jaxstab.optimize.layers import Bound
+from jaxstab.optimize.muon import muon
 from jaxstab.optimize.schedules import constant, cosine, linear, warmup_stable_decay, with_warmup
 from jaxstab.table import Table
 
-OPTIMIZERS = {"adamw": adamw}
-CLIPS = {"global_norm": global_norm, "none": none}
+OPTIMIZERS: dict[str, Callable[..., Bound]] = {"adamw": adamw, "stable_adamw": stable_adamw, "muon": muon}
+CLIPS: dict[str, Callable[..., Bound]] = {
+    "global_norm": clipping.global_norm,
+    "adagc": clipping.adagc,
+    "zclip": clipping.zclip,
+    "none": clipping.none,
+}
+PROJECTIONS: dict[str, Callable[..., qk_clip.Projection]] = {"none": qk_clip.none, "qk_clip": qk_clip.qk_clip}
 SCHEDULES = {
     "cosine": cosine,
     "linear": linear,
@@ -27,6 +36,9 @@ SCHEDULES = {
 
 RuleConfig = method_section("RuleConfig", OPTIMIZERS, "adamw", "Update rule (jaxstab/optimize).")
 ClipConfig = method_section("ClipConfig", CLIPS, "global_norm", "Gradient clipping (jaxstab/optimize/clipping.py).")
+ProjectionConfig = method_section(
+    "ProjectionConfig", PROJECTIONS, "none", "What is done to weights after an update (jaxstab/optimize/qk_clip.py)."
+)
 ScheduleConfig = method_section(
     "ScheduleConfig",
     SCHEDULES,
@@ -42,6 +54,7 @@ class OptimizerConfig:
     rule: MethodConfig = section(RuleConfig)
     clip: MethodConfig = section(ClipConfig)
     schedule: MethodConfig = section(ScheduleConfig)
+    projection: MethodConfig = section(ProjectionConfig)
     learning_rate: float = option(1e-3, "Peak learning rate.")
     warmup: int = option(100, "Updates of linear warmup.")
     weight_decay: float = option(0.01, "Decoupled weight decay of the matrices; norms and biases have none.")
@@ -73,30 +86,64 @@ class Hypers(NamedTuple):
 
 
 class Optimizer(NamedTuple):
-    """The two transformations of a step and its schedule.
+    """The two transformations of a step, its schedule and its projection.
 
     Attributes:
       clip: applied to the raw or to the effective gradient.
       update: from clipped raw gradients to updates; takes the extra argument `hypers`.
       schedule: update number -> fraction of the peak learning rate.
+      project: (raw parameters after the update, what the forward pass measured) -> raw parameters.
     """
 
     clip: optax.GradientTransformation
     update: optax.GradientTransformationExtraArgs
     schedule: Callable[[jax.Array], Float[Array, ""]]
+    project: Callable[[Any, Mapping[str, Array]], Any]
 
 
-def build(config: OptimizerConfig, table: Table, steps: int) -> Optimizer:
-    """The optimizer of a run of `steps` updates over the parameters of `table`."""
+def build(config: OptimizerConfig, table: Table, steps: int, effective: Table | None = None) -> Optimizer:
+    """The optimizer of a run of `steps` updates.
+
+    Args:
+      config: its keys.
+      table: rows of the stored parameters.
+      steps: updates that the schedule is laid over.
+      effective: rows of the effective weights, whose gradient is clipped with `clip_on=effective`; the same by default.
+    """
     if config.warmup > steps:
         raise ConfigError(f"optimizer.warmup={config.warmup} is longer than the run, train.steps={steps}")
     schedule = with_warmup(build_method(config.schedule, SCHEDULES), config.warmup, steps)
     update = optax.chain(
         _scale(jax.tree.map(lambda row: 1 / row.eps, table)),
-        build_method(config.rule, OPTIMIZERS),
+        build_method(config.rule, OPTIMIZERS)(table),
         _decay_and_rate(config, table, schedule),
     )
-    return Optimizer(build_method(config.clip, CLIPS), update, schedule)
+    clipped = effective if effective is not None and config.clip_on == "effective" else table
+    project = functools.partial(build_method(config.projection, PROJECTIONS), table)
+    return Optimizer(build_method(config.clip, CLIPS)(clipped), update, schedule, project)
+
+
+def state_shardings(transformation: Any, state: Any, parameters: Any, other: Any) -> Any:
+    """The shardings of a transformation's state.
+
+    Args:
+      transformation: an optax transformation.
+      state: its (abstract) state.
+      parameters: the shardings of the parameters, which what parallels them shares.
+      other: the sharding of everything else.
+    """
+
+    def is_masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    return optax.tree_utils.tree_map_params(
+        transformation,
+        lambda leaf, sharding: leaf if is_masked(leaf) else sharding,
+        state,
+        parameters,
+        transform_non_params=lambda _: other,
+        is_leaf=is_masked,
+    )
 
 
 def _scale(multipliers: Any) -> optax.GradientTransformation:

@@ -31,6 +31,10 @@ class TrainConfig:
         1e-4, "Coefficient of log(Z)^2. Nishida et al. print `16e-4` across a split cell, most likely 1e-4."
     )
     loss_chunk: int = option(128, "Positions of each sequence whose logits are in memory at once.")
+    length_warmup: int = option(0, "Updates over which sequences grow from the first of warmup_lengths to data.length.")
+    warmup_lengths: tuple[int, ...] = option(
+        (), "Lengths on that way, ascending, each a program of its own to compile: records are cut to them."
+    )
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "accumulation", "loss_chunk"):
@@ -39,6 +43,17 @@ class TrainConfig:
         if self.batch_size % self.accumulation:
             raise ConfigError(
                 f"train.batch_size={self.batch_size} is not divisible by train.accumulation={self.accumulation}"
+            )
+        if (self.length_warmup > 0) != bool(self.warmup_lengths):
+            raise ConfigError(
+                f"train.length_warmup={self.length_warmup} and train.warmup_lengths={self.warmup_lengths} "
+                "take effect together: set both or neither"
+            )
+        ascending = tuple(sorted({length for length in self.warmup_lengths if length > 0}))
+        if self.length_warmup < 0 or self.warmup_lengths != ascending:
+            raise ConfigError(
+                f"train.length_warmup={self.length_warmup} and train.warmup_lengths={self.warmup_lengths} must be "
+                "positive, the lengths ascending"
             )
 
 
@@ -73,6 +88,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.data.length > self.model.max_length:
             raise ConfigError(f"data.length={self.data.length} is longer than model.max_length={self.model.max_length}")
+        if max(self.train.warmup_lengths, default=0) >= self.data.length:
+            raise ConfigError(
+                f"train.warmup_lengths={self.train.warmup_lengths} must be shorter than data.length={self.data.length}"
+            )
 
     def with_vocabulary(self, vocabulary: int) -> Config:
         """The config for a tokenizer of that vocabulary; raises ConfigError where the model's is smaller."""

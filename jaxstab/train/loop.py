@@ -20,6 +20,7 @@ from jaxstab.evaluate import evaluate, generate
 from jaxstab.logging import RunLogger
 from jaxstab.optimize import Hypers
 from jaxstab.table import count
+from jaxstab.train import lengths
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.checkpoint import Checkpoints
 from jaxstab.train.config import Config
@@ -74,14 +75,20 @@ def _plan(program: Program, corpus: data.Prepared, workdir: Path, start: int, to
     """What the run is going to do."""
     train, model = program.config.train, program.config.model
     tokens = train.batch_size * program.config.data.length
+    cut = "".join(f", {after.length} after {after.first}" for after in _stages(program.config)[1:])
+    cut = f" (records cut to {train.warmup_lengths[0]}{cut} steps)" if cut else ""
     devices = program.mesh.size
     return (
         f"{'Continuing' if start else 'Training'} in {workdir}: {count(program.reparam.table):,} parameters "
         f"({model.layers} blocks of width {model.width}, {program.config.reparam.method} over "
-        f"{program.config.init.method}), steps {start} to {total} of {tokens:,} tokens "
+        f"{program.config.init.method}), steps {start} to {total} of {tokens:,} tokens{cut} "
         f"({total * tokens / max(1, corpus.train.tokens):.2g} epochs of {corpus.train.tokens:,} tokens), "
         f"on {devices} {jax.devices()[0].platform} device{'s' * (devices > 1)}. Compiling ..."
     )
+
+
+def _stages(config: Config) -> tuple[lengths.Stage, ...]:
+    return lengths.stages(config.train.warmup_lengths, config.train.length_warmup, config.data.length)
 
 
 def _how_to_go_on(workdir: Path, steps: int) -> str:
@@ -107,6 +114,7 @@ class Run:
     def __post_init__(self) -> None:
         config = self.program.config
         self.config = config
+        self.stages = _stages(config)
         rates = config.optimizer.learning_rate, config.optimizer.weight_decay
         self.hypers = jax.device_put(Hypers(*map(jnp.float32, rates)), scale.replicated(self.program.mesh))
 
@@ -138,16 +146,18 @@ class Run:
         size, sharding = self.config.train.batch_size, scale.batch_sharding(self.program.mesh)
 
         def batch(step: int) -> jax.Array:
-            return jax.device_put(batches.records(step * size, size), sharding)
+            length = lengths.length_at(self.stages, step)
+            return jax.device_put(batches.records(step * size, size)[:, : length + 1], sharding)
 
         return data.read_ahead(batch, range(start, self.total))
 
     def _report(self, step: int, metrics: tuple[dict[str, Any], dict[str, Any]], state: TrainState) -> None:
         """Fetches and logs a step's metrics, in one transfer."""
         scalars, arrays = jax.device_get(metrics)
-        tokens = self.config.train.batch_size * self.config.data.length
+        rows = self.config.train.batch_size
+        tokens = rows * lengths.length_at(self.stages, step - 1)
         now = time.monotonic()
-        scalars["train/tokens"] = step * tokens
+        scalars["train/tokens"] = rows * lengths.tokens_before(self.stages, step)
         scalars["train/perplexity"] = np.exp(np.minimum(scalars["train/loss"], 700))
         scalars["train/tokens_per_second"] = tokens / (now - self._clock)
         self._clock = now
