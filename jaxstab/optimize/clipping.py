@@ -39,9 +39,9 @@ def global_norm(max_norm: Annotated[float, "Largest norm of the whole gradient."
 
 
 class AdaGCState(NamedTuple):
-    """Updates seen, and the norm to expect of every matrix: float32, one entry a layer."""
+    """Norms taken in, and the one to expect of every matrix: float32, one entry a layer."""
 
-    count: Int[Array, ""]
+    norms: Int[Array, ""]
     expected: Any
 
 
@@ -65,7 +65,7 @@ def adagc(
         return AdaGCState(jnp.zeros((), jnp.int32), expected)
 
     def update(table: Table, gradients: Any, state: AdaGCState, _: Any = None) -> tuple[Any, AdaGCState]:
-        starting = state.count < warmup
+        starting = state.norms < warmup
         whole = _factor(optax.tree.norm(gradients), max_norm)
         sizes = jax.tree.map(norm, table, gradients)
 
@@ -81,7 +81,7 @@ def adagc(
         factors = jax.tree.map(factor, sizes, state.expected)
         expected = jax.tree.map(average, sizes, factors, state.expected)
         clipped = jax.tree.map(jnp.multiply, gradients, factors)
-        return clipped, AdaGCState(optax.safe_increment(state.count), expected)
+        return clipped, AdaGCState(optax.safe_increment(state.norms), expected)
 
     return lambda table: optax.GradientTransformation(functools.partial(init, table), functools.partial(update, table))
 
@@ -89,7 +89,7 @@ def adagc(
 class ZClipState(NamedTuple):
     """Norms taken in, and their running mean and variance, float32."""
 
-    count: Int[Array, ""]
+    norms: Int[Array, ""]
     mean: Float[Array, ""]
     variance: Float[Array, ""]
 
@@ -116,7 +116,7 @@ def zclip(
 
     def take_in(state: ZClipState, size: Array) -> ZClipState:
         """The plain mean and variance of the first norms, moving averages from then on."""
-        count = optax.safe_increment(state.count)
+        count = optax.safe_increment(state.norms)
         is_first = count <= warmup
         weight = jnp.where(is_first, 1 / count, 1 - decay)
         mean = state.mean + weight * (size - state.mean)
@@ -126,7 +126,7 @@ def zclip(
     def update(gradients: Any, state: ZClipState, _: Any = None) -> tuple[Any, ZClipState]:
         size, deviation = optax.tree.norm(gradients), jnp.sqrt(state.variance)
         z = (size - state.mean) / (deviation + 1e-6)
-        is_outlier = (state.count >= warmup) & (z > threshold)
+        is_outlier = (state.norms >= warmup) & (z > threshold)
         usual = jnp.where(is_outlier, state.mean + threshold**2 * deviation / z, size)
         factor = _factor(size, jnp.minimum(usual, max_norm) if max_norm else usual)
         taken = jax.tree.map(functools.partial(jnp.where, jnp.isfinite(size)), take_in(state, usual), state)

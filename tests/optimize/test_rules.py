@@ -1,0 +1,193 @@
+"""Update rules over several steps: stacked, non-square matrices next to vectors and gates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+
+from jaxstab import scale
+from jaxstab.config import from_config_dict
+from jaxstab.optimize import CLIPS, OPTIMIZERS, Hypers, OptimizerConfig, build, state_shardings
+from jaxstab.table import Row
+
+SHAPES = {
+    "embed": ("embed_tokens", (7, 4), ("vocab", "embed"), False),
+    "q": ("q_proj", (3, 4, 6), ("layers", "embed", "heads"), True),
+    "down": ("down_proj", (3, 6, 4), ("layers", "mlp", "embed"), True),
+    "alone": ("up_proj", (4, 6), ("embed", "mlp"), False),
+    "gate": ("gate", (3,), ("layers",), True),
+    "norm": ("norm", (3, 4), ("layers", "embed"), True),
+    "head": ("lm_head", (4, 7), ("embed", "vocab"), False),
+}
+TABLE = {name: Row(name, role, shape, axes, stacked) for name, (role, shape, axes, stacked) in SHAPES.items()}
+HIDDEN = ("q", "down", "alone")
+HYPERS = Hypers(jnp.float32(0.1), jnp.float32(0.0))
+
+
+def draw(seed, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return {name: (scale * rng.standard_normal(row.shape)).astype(np.float32) for name, row in TABLE.items()}
+
+
+PARAMETERS = draw(0)
+# A spike among ordinary gradients, and one matrix that spikes alone in one layer.
+GRADIENTS = [draw(seed, scale) for seed, scale in enumerate([1.0, 0.5, 9.0, 1e-3, 1.0], 1)]
+GRADIENTS[4]["q"][1] *= 40
+
+
+def optimizer(rule, **options):
+    values = {"rule": {"method": rule, rule: options}, "schedule": {"method": "constant"}, "warmup": 0}
+    return build(from_config_dict(OptimizerConfig, values), TABLE, 10)
+
+
+def run(rule, **options):
+    """The updates of every step, divided by the learning rate."""
+    update = optimizer(rule, **options).update
+    state, taken = update.init(PARAMETERS), []
+    for gradients in GRADIENTS:
+        updates, state = jax.jit(update.update)(gradients, state, PARAMETERS, hypers=HYPERS)
+        taken.append(jax.tree.map(lambda u: np.asarray(u) / -0.1, updates))
+    return taken
+
+
+def matrices(row, x):
+    """The matrices of a stack, or the one that there is."""
+    return list(x) if row.stacked else [x]
+
+
+def adam(gradients, b1=0.9, b2=0.95, eps=1e-8):
+    """Kingma and Ba 2015, Algorithm 1, in float64: pairs (update, corrected second moment)."""
+    m = v = 0.0
+    for t, g in enumerate(np.asarray(gradients, np.float64), 1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
+        yield m_hat / (np.sqrt(v_hat) + eps), v_hat
+
+
+def test_adamw_follows_the_formula():
+    for name in TABLE:
+        expected = [update for update, _ in adam([g[name] for g in GRADIENTS], 0.8, 0.9, 1e-3)]
+        np.testing.assert_allclose([u[name] for u in run("adamw", b1=0.8, b2=0.9, eps=1e-3)], expected, rtol=1e-4)
+
+
+def test_stable_adamw_divides_each_matrix_by_its_own_rms():
+    taken = run("stable_adamw", b1=0.8, b2=0.9, eps=1e-3)
+    divided = 0
+    for name, row in TABLE.items():
+        stacks = zip(*(matrices(row, g[name]) for g in GRADIENTS), strict=True)
+        for layer, gradients in enumerate(stacks):
+            for t, (update, v_hat) in enumerate(adam(gradients, 0.8, 0.9, 1e-3)):
+                rms = np.sqrt(np.mean(np.float64(gradients[t]) ** 2 / np.maximum(v_hat, 1e-6)))
+                divided += rms > 1
+                np.testing.assert_allclose(
+                    matrices(row, taken[t][name])[layer], update / max(1.0, rms), rtol=1e-4, atol=1e-6
+                )
+    assert divided > 10
+
+
+def test_stable_adamw_gives_the_weights_of_the_authors_code():
+    # StableAdamWUnfused (Wortsman's gist d42e22a0), betas 0.8 and 0.9, eps 1e-3, rate 0.1, decay 0.05, in float64.
+    expected = [[-0.1228627334, 0.9003306766, 1.0624213546], [0.2696758123, -0.7748229559, -1.1418543801]]
+    index = np.arange(6.0).reshape(2, 3)
+    table = {"w": Row("w", "up_proj", (2, 3), (None, None), False, decay=1.0)}
+    values = {
+        "rule": {"method": "stable_adamw", "stable_adamw": {"b1": 0.8, "b2": 0.9, "eps": 1e-3}},
+        "schedule": {"method": "constant"},
+        "warmup": 0,
+    }
+    update = build(from_config_dict(OptimizerConfig, values), table, 6).update
+    weights = {"w": jnp.sin(index)}
+    state = update.init(weights)
+    for t, size in enumerate([1.0, 1.2, 0.5, 8.0, 1.0, 1e-4]):
+        updates, state = update.update({"w": size * jnp.cos(index + t)}, state, weights, hypers=Hypers(0.1, 0.05))
+        weights = optax.apply_updates(weights, updates)
+    np.testing.assert_allclose(weights["w"], expected, rtol=1e-5)
+
+
+def newton_schulz(x, steps=5):
+    """Jordan 2024: a quintic iteration on the wide side, from a Frobenius norm of 1."""
+    wide = x.T if x.shape[0] > x.shape[1] else x
+    wide = wide / np.linalg.norm(wide)
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+    return wide.T if x.shape[0] > x.shape[1] else wide
+
+
+def muon(gradients, beta):
+    """Nesterov momentum with Dozat's (2016) bias correction, orthogonalized, in float64."""
+    m = 0.0
+    for t, g in enumerate(np.asarray(gradients, np.float64), 1):
+        m = beta * m + (1 - beta) * g
+        yield newton_schulz(beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t))
+
+
+@pytest.mark.parametrize("rms", [0.2, 0.0])
+def test_muon_orthogonalizes_the_matrices_of_the_blocks_and_leaves_the_rest_to_adam(rms):
+    taken = run("muon", momentum=0.9, rms=rms, b1=0.8, b2=0.9, eps=1e-3)
+    for name, row in TABLE.items():
+        if name not in HIDDEN:
+            expected = [update for update, _ in adam([g[name] for g in GRADIENTS], 0.8, 0.9, 1e-3)]
+            np.testing.assert_allclose([u[name] for u in taken], expected, rtol=1e-4)
+            continue
+        fan_in, fan_out = row.shape[-2:]
+        factor = rms * np.sqrt(max(fan_in, fan_out)) if rms else np.sqrt(max(1, fan_out / fan_in))
+        for layer, gradients in enumerate(zip(*(matrices(row, g[name]) for g in GRADIENTS), strict=True)):
+            for t, update in enumerate(muon(gradients, 0.9)):
+                actual = matrices(row, taken[t][name])[layer]
+                np.testing.assert_allclose(actual, factor * update, rtol=1e-3, atol=1e-4)
+
+
+def test_a_muon_update_has_the_rms_it_is_given():
+    # Newton-Schulz with these coefficients leaves singular values between 0.68 and 1.14 (Jordan 2024).
+    for updates in run("muon", rms=0.3, newton_schulz=8):
+        for name in HIDDEN:
+            for update in matrices(TABLE[name], updates[name]):
+                assert 0.68 * 0.3 < np.sqrt(np.mean(update**2)) < 1.14 * 0.3
+
+
+RULES = [
+    ("adamw", {}),
+    ("adamw", {"b1": 0.8}),
+    ("adamw", {"b2": 0.8}),
+    ("adamw", {"eps": 1e-2}),
+    ("stable_adamw", {}),
+    ("stable_adamw", {"b1": 0.8}),
+    ("stable_adamw", {"b2": 0.8}),
+    ("stable_adamw", {"eps": 1e-2}),
+    ("muon", {}),
+    ("muon", {"momentum": 0.8}),
+    ("muon", {"newton_schulz": 4}),
+    ("muon", {"rms": 0.1}),
+    ("muon", {"rms": 0.0}),
+    ("muon", {"b1": 0.8}),
+    ("muon", {"b2": 0.8}),
+    ("muon", {"eps": 1e-2}),
+]
+
+
+def test_every_rule_and_every_option_changes_the_updates():
+    taken = [np.concatenate([u.ravel() for u in jax.tree.leaves(run(rule, **options)[-1])]) for rule, options in RULES]
+    for index, one in enumerate(taken):
+        for other in range(index):
+            assert np.abs(one - taken[other]).max() > 1e-3, (RULES[index], RULES[other])
+
+
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+@pytest.mark.parametrize("clip", CLIPS)
+def test_state_that_parallels_the_parameters_lies_as_they_do(rule, clip):
+    mesh = scale.make_mesh(scale.MeshConfig(fsdp=2, tensor=2))
+    whole, parameters = scale.replicated(mesh), scale.shardings(TABLE, mesh)
+    values = {"rule": {"method": rule}, "clip": {"method": clip}}
+    chain = build(from_config_dict(OptimizerConfig, values), TABLE, 100)
+    for transformation in (chain.update, chain.clip):
+        state = jax.eval_shape(transformation.init, PARAMETERS)
+        found = state_shardings(transformation, state, parameters, whole)
+        assert jax.tree.structure(found) == jax.tree.structure(state)
+        for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True):
+            assert isinstance(sharding, NamedSharding)
+            sharding.shard_shape(leaf.shape)
+    moments = jax.tree.leaves(state_shardings(chain.update, chain.update.init(PARAMETERS), parameters, whole))
+    assert sum(s == parameters["q"] and s != whole for s in moments) >= 1
