@@ -145,7 +145,7 @@ OPTIONS = [
     ("zclip", {"threshold": 1.0}),
     ("zclip", {"decay": 0.5}),
     ("zclip", {"warmup": 5}),
-    ("zclip", {"max_norm": 9.0}),
+    ("zclip", {"max_norm": 6.0}),
 ]
 
 
