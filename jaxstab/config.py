@@ -31,9 +31,12 @@ class ConfigError(UserError):
     """A configuration that cannot be used."""
 
 
-def option(default: Any, doc: str, *, choices: tuple[Any, ...] | None = None) -> Any:
-    """A key of a configuration dataclass: its default, one line of documentation, and its allowed values."""
-    metadata = {"doc": doc, "choices": choices}
+def option(default: Any, doc: str, *, choices: tuple[Any, ...] | None = None, joined: str = "") -> Any:
+    """A key of a configuration dataclass: its default, one line of documentation, and its allowed values.
+
+    With `joined`, the value is one or several of them with that string between them.
+    """
+    metadata = {"doc": doc, "choices": choices, "joined": joined}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -49,7 +52,9 @@ class MethodConfig:
     method: str
 
 
-def method_section(name: str, methods: Mapping[str, Callable[..., Any]], default: str, doc: str) -> type[MethodConfig]:
+def method_section(
+    name: str, methods: Mapping[str, Callable[..., Any]], default: str, doc: str, *, joined: str = ""
+) -> type[MethodConfig]:
     """Declares a choice among registered methods, each with the options that its own signature declares:
 
         def wesar(sigma: Annotated[float, "Standard deviation of every stored matrix."] = 0.0063) -> Method: ...
@@ -57,8 +62,9 @@ def method_section(name: str, methods: Mapping[str, Callable[..., Any]], default
     The result has the key `method` and a sub-section for every method with options. Registering a function is all it
     takes to make it known to the command line: `--config.reparam.method=wesar --config.reparam.wesar.sigma=1`.
     Where an option is one of a few strings, they follow its documentation: `Annotated[str, "Doc.", ("a", "b")]`.
+    With `joined="+"`, several methods are chosen at once, `--config.reparam.method=mlra+wesar`; see `build_methods`.
     """
-    fields: list[Any] = [("method", str, option(default, doc, choices=tuple(methods)))]
+    fields: list[Any] = [("method", str, option(default, doc, choices=tuple(methods), joined=joined))]
     for key, method in methods.items():
         options = [_option_of(parameter, method) for parameter in inspect.signature(method).parameters.values()]
         if options:
@@ -74,8 +80,25 @@ def _option_of(parameter: inspect.Parameter, method: Callable[..., Any]) -> tupl
 
 def build_method(config: MethodConfig, methods: Mapping[str, Callable[..., Any]]) -> Any:
     """Calls the method that a `method_section` has chosen with its options."""
-    options = getattr(config, config.method, None)
-    return methods[config.method](**(vars(options) if options else {}))
+    return _build(config.method, config, methods)
+
+
+def build_methods(config: MethodConfig, methods: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
+    """Calls every method that a `method_section(joined="+")` has chosen, {name: what it returns}.
+
+    Raises:
+      ConfigError: a name is there twice.
+    """
+    names = config.method.split("+")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f"method={config.method} has {twice} twice; once is enough")
+    return {name: _build(name, config, methods) for name in names}
+
+
+def _build(name: str, config: MethodConfig, methods: Mapping[str, Callable[..., Any]]) -> Any:
+    options = getattr(config, name, None)
+    return methods[name](**(vars(options) if options else {}))
 
 
 def to_config_dict(config: Any) -> ConfigDict:
@@ -104,7 +127,7 @@ def from_config_dict(cls: type, values: Mapping[str, Any], prefix: str = "") -> 
                 raise ConfigError(f"config key {prefix}{name} is a section, not the value {value!r}")
             built[name] = from_config_dict(types[name], value, f"{prefix}{name}.")
         else:
-            built[name] = _checked(prefix + name, value, types[name], field.metadata["choices"])
+            built[name] = _checked(prefix + name, value, types[name], field.metadata)
     return cls(**built)
 
 
@@ -115,20 +138,22 @@ def _types(cls: type) -> dict[str, Any]:
     return {name: made[name] if dataclasses.is_dataclass(made[name]) else hints[name] for name in made}
 
 
-def _checked(key: str, value: Any, kind: Any, choices: tuple[Any, ...] | None) -> Any:
+def _checked(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> Any:
     """`value` as a `kind`: ints widen to float, lists to tuples, and nothing else is converted."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         items = (value,) if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
             raise ConfigError(f"config key {key} takes a tuple, not {value!r}")
-        value = tuple(_checked(key, item, arguments[0], None) for item in items)
+        value = tuple(_checked(key, item, arguments[0], {}) for item in items)
     elif kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"config key {key} takes {_article(kind.__name__)}, not {value!r}")
-    if choices is not None and value not in choices:
-        raise ConfigError(f"config key {key}={value!r} is not one of: {', '.join(map(str, choices))}")
+    choices, joined = metadata.get("choices"), metadata.get("joined")
+    if choices is not None and not set(value.split(joined) if joined else (value,)) <= set(choices):
+        several = f" (or several, joined by {joined})" if joined else ""
+        raise ConfigError(f"config key {key}={value!r} is not one of: {', '.join(map(str, choices))}{several}")
     return value
 
 

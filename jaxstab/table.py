@@ -48,7 +48,9 @@ class Row:
       value: initial value of what is constant at initialization (gates, norms, biases); None where it is drawn.
       multiplier: a constant factor between the stored and the effective weight.
       learning_rate, decay, eps: multipliers of the optimizer's settings.
-      tied: path of the stored matrix whose transpose this one is, or "".
+      tied: path of the stored parameter that this one is too, as its transpose where it is a matrix, or "".
+      branch: path of the matrix that ends the residual branch whose output this one scales with: o_proj's and
+        down_proj's own, or that of the matrix beside a bias; "" elsewhere.
     """
 
     path: str
@@ -64,6 +66,7 @@ class Row:
     decay: float = 0.0
     eps: float = 1.0
     tied: str = ""
+    branch: str = ""
 
     @property
     def layers(self) -> int:
@@ -91,10 +94,11 @@ class Row:
     def size(self) -> int:
         return math.prod(self.shape)
 
-    def gate(self, value: Std | None) -> Row:
-        """The row of a scalar that accompanies this matrix, a vector over layers where it is stacked."""
-        leading = int(self.stacked)
-        return Row("gate", "gate", self.shape[:leading], self.axes[:leading], self.stacked, self.depth, value=value)
+    def gate(self, value: Std | None, axis: int | None = None) -> Row:
+        """The row of a gate: a scalar a matrix, or a vector along the last (-1) or the last but one (-2) `axis`."""
+        kept = list(range(int(self.stacked))) + ([] if axis is None else [axis])
+        shape, axes = tuple(self.shape[i] for i in kept), tuple(self.axes[i] for i in kept)
+        return Row("gate", "gate", shape, axes, self.stacked, self.depth, value=value)
 
     def replace(self, **changes: Any) -> Row:
         return dataclasses.replace(self, **changes)
@@ -132,7 +136,22 @@ def read(parameters: Any, roles: Mapping[str, str], *, stacked: str = r"^layers/
 
     table = jax.tree_util.tree_map_with_path(row, parameters, is_leaf=lambda leaf: hasattr(leaf, "names"))
     depth = depth or max(1, *(row.layers for row in rows(table)))
-    return jax.tree.map(lambda row: row.replace(depth=depth), table)
+    branches = _branches(rows(table))
+    return jax.tree.map(lambda row: row.replace(depth=depth, branch=branches.get(row.path, "")), table)
+
+
+def _branches(flat: list[Row]) -> dict[str, str]:
+    """The column `branch`: a bias belongs to the one matrix of its module."""
+    modules: dict[str, list[Row]] = {}
+    for row in flat:
+        modules.setdefault(row.path.rpartition("/")[0], []).append(row)
+    found: dict[str, str] = {}
+    for members in modules.values():
+        matrices = [row for row in members if row.is_matrix]
+        found |= {row.path: row.path for row in matrices if row.role in BRANCH_OUTPUTS}
+        if len(matrices) == 1 and matrices[0].role in BRANCH_OUTPUTS:
+            found |= {row.path: matrices[0].path for row in members if row.role == "bias"}
+    return found
 
 
 def path_of(key_path: Any) -> str:

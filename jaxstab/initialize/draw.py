@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +10,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxstab.config import UserError
 from jaxstab.initialize.scales import Scale
-from jaxstab.table import Row, Table
+from jaxstab.initialize.transfer import Transfer
+from jaxstab.table import Row, Table, divided, rows
 
 
-def scaled(table: Table, scale: Scale, *, embedding: Callable[[float, int], float] = lambda std, width: 1.0) -> Table:
-    """Fills in the standard deviations of a table's matrices.
+def scaled(
+    table: Table,
+    scale: Scale | Transfer,
+    *,
+    embedding: Callable[[float, int], float] = lambda std, width: 1.0,
+) -> Table:
+    """Fills in the standard deviations of a table's matrices, and whatever else the scale sets.
 
     Args:
       table: rows of effective weights.
@@ -22,17 +30,30 @@ def scaled(table: Table, scale: Scale, *, embedding: Callable[[float, int], floa
       embedding: (std, width) -> constant multiplier of embed_tokens, `std` being what `scale` says: see
         `jaxstab.model.embeddings`.
     """
+    width = next((row.width for row in rows(table) if row.role in ("embed_tokens", "lm_head")), 0)
+    if isinstance(scale, Transfer) and not width:
+        raise UserError("mup and complete_p read the model's width off embed_tokens or lm_head; no matrix is either")
 
     def fill(row: Row) -> Row:
-        if not row.is_matrix:
-            return row
-        std = scale(row)
+        if isinstance(scale, Transfer):
+            row = scale.row(row, width)
+        elif row.is_matrix:
+            row = row.replace(std=scale(row))
         if row.role == "embed_tokens":
+            std: Any = row.std
             multiplier = embedding(std, row.width)
             return row.replace(std=multiplier * std, multiplier=multiplier)
-        return row.replace(std=std)
+        return row
 
-    return jax.tree.map(fill, table)
+    filled = jax.tree.map(fill, table)
+    stored = {row.path: divided(row.std, row.multiplier) for row in rows(filled)}
+    return jax.tree.map(lambda row: _tied(row, stored[row.tied]) if row.tied else row, filled)
+
+
+def _tied(row: Row, stored: Any) -> Row:
+    """A tied matrix has the scale of its own by a constant multiplier of what is stored."""
+    multiplier: Any = divided(row.std, stored)
+    return row if math.isclose(multiplier, row.multiplier) else row.replace(multiplier=multiplier)
 
 
 def draw(key: jax.Array, table: Table) -> Any:
@@ -41,7 +62,7 @@ def draw(key: jax.Array, table: Table) -> Any:
     A parameter's draw depends on the key and on its path alone, so that the same seed gives the same effective weights
     whatever is made of them, and on whatever mesh. A tied matrix is its source's transpose, rescaled to its own std.
     """
-    rows = {row.path: row for row in jax.tree.leaves(table)}
+    of = {row.path: row for row in rows(table)}
 
     def normal(row: Row) -> jax.Array:
         noise = jax.random.normal(jax.random.fold_in(key, zlib.crc32(row.path.encode())), row.shape, jnp.float32)
@@ -51,7 +72,7 @@ def draw(key: jax.Array, table: Table) -> Any:
         if not row.is_matrix:
             return jnp.broadcast_to(_column(row.value, row), row.shape)
         if row.tied:
-            source = rows[row.tied]
+            source = of[row.tied]
             return normal(source).T * (jnp.asarray(row.std) / jnp.asarray(source.std))
         return normal(row)
 

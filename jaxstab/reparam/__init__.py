@@ -2,14 +2,46 @@
 
 from jaxstab.config import method_section
 from jaxstab.reparam.base import Method, Reparameterization, reparameterize
+from jaxstab.reparam.compose import compose
 from jaxstab.reparam.identity import identity
+from jaxstab.reparam.mlra import mlra
+from jaxstab.reparam.residual_scaling import residual_scaling
+from jaxstab.reparam.rezero import rezero
+from jaxstab.reparam.sigma_reparam import sigma_reparam
+from jaxstab.reparam.weight_norm import linen_outputs, weight_norm
 from jaxstab.reparam.wesar import wesar
 
 METHODS = {
     "identity": identity,
     "wesar": wesar,
+    "weight_norm": weight_norm,
+    "sigma_reparam": sigma_reparam,
+    "residual_scaling": residual_scaling,
+    "rezero": rezero,
+    "mlra": mlra,
 }
 
-ReparamConfig = method_section("ReparamConfig", METHODS, "identity", "How matrices are stored (jaxstab/reparam).")
+ReparamConfig = method_section(
+    "ReparamConfig",
+    METHODS,
+    "identity",
+    "How matrices are stored (jaxstab/reparam). Several are joined, the first nearest to the model: `mlra+wesar`.",
+    joined="+",
+)
 
-__all__ = ["METHODS", "Method", "ReparamConfig", "Reparameterization", "identity", "reparameterize", "wesar"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "ReparamConfig",
+    "Reparameterization",
+    "compose",
+    "identity",
+    "linen_outputs",
+    "mlra",
+    "reparameterize",
+    "residual_scaling",
+    "rezero",
+    "sigma_reparam",
+    "weight_norm",
+    "wesar",
+]

@@ -14,6 +14,7 @@ Methods compose, the first one nearest to the model: `reparameterize(table, mlra
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxstab.config import ConfigError
 from jaxstab.table import Row, Table, divided, leaves_of, like
 from jaxstab.table import rows as rows_of
 
@@ -31,21 +33,43 @@ Stored = dict[str, jax.Array]
 
 
 class Method(NamedTuple):
-    """A reparameterization of one matrix. No function sees the layer axis: stacks are mapped over it.
+    """A reparameterization of one parameter, mostly a matrix.
+
+    No function sees the layer axis of arrays: stacks are mapped over it. A row does have it in its shape.
 
     Attributes:
-      applies: whether a matrix with this row is reparameterized; others are stored as they are.
-      rows: the rows of what is stored for it, by name.
-      init: (weight, std, key) -> (stored, state): splits an effective weight. `std` is the standard deviation it was
-        drawn with, or measured; the key is for methods that draw what they store.
-      effective: (stored, state) -> (weight, state'): the effective weight, differentiable, and the state of the next
-        step.
+      applies: whether a parameter with this row is reparameterized; others are stored as they are.
+      rows: row -> the rows of what is stored for it, by name.
+      init: (row, weight, std, key) -> (stored, state): splits an effective weight. `std` is the standard deviation it
+        was drawn with, or measured; the key is for methods that draw what they store.
+      effective: (row, stored, state) -> (weight, state'): the effective weight, differentiable, and the state of the
+        next step.
+      kind: its place in a chain, one of KINDS.
+      absorbs: whether its gate takes a matrix's constant multiplier in. Otherwise the constant stays outside, and the
+        method sees neither it nor its share of the standard deviation.
+      preserves: whether `init` keeps the effective weight that it is given.
+      prepare: (reparam, raw, state, outputs) -> raw: a phase before the first step, given `outputs`, effective weights
+        -> {path of a matrix: what it puts out on a batch, with a leading layer axis where it is stacked}.
     """
 
     applies: Callable[[Row], bool]
     rows: Callable[[Row], dict[str, Row]]
-    init: Callable[[jax.Array, jax.Array, jax.Array], tuple[Stored, Any]]
-    effective: Callable[[Stored, Any], tuple[jax.Array, Any]]
+    init: Callable[[Row, jax.Array, jax.Array, jax.Array], tuple[Stored, Any]]
+    effective: Callable[[Row, Stored, Any], tuple[jax.Array, Any]]
+    kind: str = "gate"
+    absorbs: bool = False
+    preserves: bool = True
+    prepare: Callable[..., Raw] | None = None
+
+
+# What a method puts between the stored and the effective weight, in the order of a chain.
+KINDS = {
+    "none": "nothing",
+    "constant": "a constant on the residual branches",
+    "branch": "a gate on the residual branches",
+    "factors": "several matrices in place of one",
+    "gate": "a gate on the stored matrices",
+}
 
 
 class Reparameterization(NamedTuple):
@@ -94,26 +118,33 @@ def reparameterize(table: Table, *methods: Method) -> Reparameterization:
 def _bind(method: Method, table: Table) -> Reparameterization:
     """One method over every leaf of a tree; stacks are mapped over their layers."""
 
-    def is_applied(row: Row) -> bool:
-        return row.is_matrix and method.applies(row)
+    def constant(row: Row) -> float:
+        return 1.0 if method.absorbs else row.multiplier
+
+    def seen(row: Row) -> Row:
+        return row.replace(std=divided(row.std, constant(row)), multiplier=row.multiplier / constant(row))
 
     def rows(row: Row) -> Any:
-        if not is_applied(row):
+        if not method.applies(row):
             return row
-        return {name: stored.replace(path=f"{row.path}/{name}") for name, stored in method.rows(row).items()}
+        return {name: stored.replace(path=f"{row.path}/{name}") for name, stored in method.rows(seen(row)).items()}
 
     def init_leaf(row: Row, weight: jax.Array, key: jax.Array) -> Any:
-        if not is_applied(row):
+        if not method.applies(row):
             return weight, ()
         key = jax.random.fold_in(key, zlib.crc32(row.path.encode()))
+        weight = _times(1 / constant(row), weight)
+        split = functools.partial(method.init, seen(row))
         if not row.stacked:
-            return method.init(weight, _std(row, weight), key)
-        return jax.vmap(method.init)(weight, _std(row, weight), jax.random.split(key, row.layers))
+            return split(weight, _std(seen(row), weight), key)
+        return jax.vmap(split)(weight, _std(seen(row), weight), jax.random.split(key, row.layers))
 
     def effective_leaf(row: Row, stored: Any, state: Any) -> Any:
-        if not is_applied(row):
+        if not method.applies(row):
             return stored, state
-        return (jax.vmap(method.effective) if row.stacked else method.effective)(stored, state)
+        joined = functools.partial(method.effective, seen(row))
+        weight, state = (jax.vmap(joined) if row.stacked else joined)(stored, state)
+        return _times(constant(row), weight), state
 
     def init(weights: Weights, key: jax.Array) -> tuple[Raw, State]:
         return _unzip(table, jax.tree.map(lambda row, weight: init_leaf(row, weight, key), table, weights))
@@ -125,9 +156,15 @@ def _bind(method: Method, table: Table) -> Reparameterization:
 
 
 def _std(row: Row, weight: jax.Array) -> jax.Array:
-    """The standard deviation of a matrix, or of each layer of a stack: the table's, or else measured."""
-    measured = jnp.sqrt(jnp.mean(jnp.square(weight.astype(jnp.float32)), axis=(-2, -1)))
-    return measured if row.std is None else jnp.broadcast_to(jnp.asarray(row.std, jnp.float32), measured.shape)
+    """The standard deviation of a parameter, or of each layer of a stack: the table's, or else measured."""
+    dtype = jnp.promote_types(weight.dtype, jnp.float32)
+    axes = tuple(range(int(row.stacked), weight.ndim))
+    measured = jnp.sqrt(jnp.mean(jnp.square(weight.astype(dtype)), axis=axes))
+    return measured if row.std is None else jnp.broadcast_to(jnp.asarray(row.std, dtype), measured.shape)
+
+
+def _times(constant: float, weight: jax.Array) -> jax.Array:
+    return weight if constant == 1 else constant * weight
 
 
 def _unzip(table: Table, pairs: Any) -> tuple[Any, Any]:
@@ -137,14 +174,14 @@ def _unzip(table: Table, pairs: Any) -> tuple[Any, Any]:
 
 
 def _stored_form(table: Table) -> Reparameterization:
-    """The last link of every chain: constant multipliers are divided out, and a tied matrix is stored once."""
+    """The last link of every chain: constant multipliers are divided out, and what is tied is stored once."""
     flat = rows_of(table)
     place = {row.path: index for index, row in enumerate(flat)}
-    sources = [place.get(_stored_path(row, place)) if row.tied else None for row in flat]
+    sources = [_source(row, place, flat) if row.tied else None for row in flat]
 
     def init(weights: Weights, key: jax.Array) -> tuple[Raw, State]:
         kept = [
-            None if source is not None else weight if row.multiplier == 1 else weight / row.multiplier
+            None if source is not None else _times(1 / row.multiplier, weight)
             for row, weight, source in zip(flat, leaves_of(table, weights), sources, strict=True)
         ]
         return like(table, kept), ()
@@ -153,8 +190,7 @@ def _stored_form(table: Table) -> Reparameterization:
         leaves = leaves_of(table, raw)
         used = []
         for row, stored, source in zip(flat, leaves, sources, strict=True):
-            weight = stored if source is None else leaves[source].T
-            used.append(weight if row.multiplier == 1 else row.multiplier * weight)
+            used.append(_times(row.multiplier, stored if source is None else leaves[source].T))
         return like(table, used), state
 
     stored = [
@@ -164,7 +200,18 @@ def _stored_form(table: Table) -> Reparameterization:
     return Reparameterization(like(table, stored), init, effective)
 
 
-def _stored_path(row: Row, known: dict[str, int]) -> str:
-    """Where the matrix that `row` is tied to is stored, below the same name as its own (".../weight")."""
+def _source(row: Row, place: dict[str, int], flat: list[Row]) -> int:
+    """Where that is which `row` is tied to: below the same name as its own (".../weight") where methods apply to both.
+
+    Raises:
+      ConfigError: the two are stored in different forms.
+    """
     nested = f"{row.tied}/{row.path.rsplit('/', 1)[-1]}"
-    return nested if nested in known else row.tied
+    path = nested if nested in place else row.tied
+    shape = flat[place[path]].shape if path in place else ()
+    if (shape[::-1] if row.is_matrix else shape) != row.shape:
+        raise ConfigError(
+            f"{row.path} is tied to {row.tied}, but the two are stored differently; leave both out of the "
+            "reparameterization, or untie them: model.tie_embeddings=False"
+        )
+    return place[path]

@@ -13,7 +13,7 @@ from jaxstab.initialize import InitConfig
 from jaxstab.logging import LogConfig
 from jaxstab.model.config import ModelConfig
 from jaxstab.optimize import OptimizerConfig
-from jaxstab.reparam import ReparamConfig
+from jaxstab.reparam import METHODS, ReparamConfig, compose
 from jaxstab.scale import MeshConfig
 from jaxstab.train.checkpoint import CheckpointConfig
 
@@ -86,6 +86,12 @@ class Config:
     log: LogConfig = section(LogConfig)
 
     def __post_init__(self) -> None:
+        compose(self.reparam, METHODS)
+        if self.init.method == "complete_p" and "residual_scaling" in self.reparam.method:
+            raise ConfigError(
+                "init.method=complete_p and reparam.method=residual_scaling both put a constant on the residual "
+                "branches; leave one out"
+            )
         if self.data.length > self.model.max_length:
             raise ConfigError(f"data.length={self.data.length} is longer than model.max_length={self.model.max_length}")
         if max(self.train.warmup_lengths, default=0) >= self.data.length:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from jax.sharding import AbstractMesh
 
 from jaxstab import scale
-from jaxstab.config import build_method
-from jaxstab.reparam import METHODS, reparameterize
+from jaxstab.reparam import METHODS, Method, compose, reparameterize
 from jaxstab.table import Row, Std, Table, count, rows
 from jaxstab.train.config import Config
 from jaxstab.train.step import effective_table
@@ -16,14 +15,14 @@ COLUMNS = ("path", "role", "shape", "stored std", "gate", "effective std", "deca
 
 def describe(config: Config) -> list[tuple[str, ...]]:
     """One row of text for every stored leaf, under COLUMNS. The vocabulary must be resolved."""
-    effective = effective_table(config)
-    stored = reparameterize(effective, build_method(config.reparam, METHODS)).table
-    return [_cells(row, effective, stored, config) for row in rows(stored)]
+    effective, methods = effective_table(config), compose(config.reparam, METHODS)
+    stored = reparameterize(effective, *methods).table
+    return [_cells(row, _source(row, effective), stored, methods, config) for row in rows(stored)]
 
 
 def total(config: Config) -> int:
     """The exact number of stored parameters."""
-    return count(reparameterize(effective_table(config), build_method(config.reparam, METHODS)).table)
+    return count(reparameterize(effective_table(config), *compose(config.reparam, METHODS)).table)
 
 
 def show(config: Config) -> None:
@@ -36,12 +35,20 @@ def show(config: Config) -> None:
     print(f"\n{parameters:,} parameters ({parameters / 1e6:,.1f}M)")
 
 
-def _cells(row: Row, effective: Table, stored: Table, config: Config) -> tuple[str, ...]:
-    used = next(e for e in rows(effective) if row.path == e.path or row.path.startswith(e.path + "/"))
+def _source(row: Row, effective: Table) -> Row:
+    """The effective parameter that a stored one is part of."""
+    return next(e for e in rows(effective) if row.path == e.path or row.path.startswith(e.path + "/"))
+
+
+def _cells(row: Row, used: Row, stored: Table, methods: tuple[Method, ...], config: Config) -> tuple[str, ...]:
+    applied = [method for method in methods if method.applies(used)]
     gate = row.value if row.role == "gate" else None
     if row.is_matrix:
-        constant = None if row.multiplier == 1 else row.multiplier
-        gate = next((s.value for s in rows(stored) if s.path == f"{used.path}/gate"), constant)
+        constant = 1.0 if any(method.absorbs for method in applied) else used.multiplier
+        constant = row.multiplier if constant == 1 else constant
+        beside = f"{row.path.rpartition('/')[0]}/gate"
+        gate = next((s.value for s in rows(stored) if s.path == beside), None if constant == 1 else constant)
+    kept = row.is_matrix and all(method.preserves for method in applied)
     decays = row.decay or (row.role == "gate" and config.optimizer.decay_gates)
     return (
         row.path,
@@ -49,7 +56,7 @@ def _cells(row: Row, effective: Table, stored: Table, config: Config) -> tuple[s
         "x".join(map(str, row.shape)) or "scalar",
         _number(row.std),
         _number(gate),
-        _number(used.std if row.is_matrix else None),
+        _number(used.std if kept else None),
         f"{config.optimizer.weight_decay * (row.decay or 1.0):g}" if decays else "-",
         _sharding(row, config),
     )

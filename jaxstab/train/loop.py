@@ -123,6 +123,8 @@ class Run:
         pending: tuple[int, Any] | None = None
         self._clock = time.monotonic()
         for step, tokens in enumerate(self._batches(start), start + 1):
+            if step == 1:
+                state = self.program.prepare(state, tokens)
             state, metrics = self.program.step(state, tokens, self.hypers)
             if pending:
                 self._report(*pending, state)

@@ -22,7 +22,7 @@ from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.loss import LossSums, chunked_loss
 from jaxstab.model.transformer import Transformer, read_table
 from jaxstab.optimize import Hypers, Optimizer
-from jaxstab.reparam import METHODS, Reparameterization, reparameterize
+from jaxstab.reparam import METHODS, Reparameterization, compose, linen_outputs, reparameterize
 from jaxstab.table import Table
 from jaxstab.train.config import Config
 
@@ -56,6 +56,7 @@ class Program:
       table: rows of the effective weights; `reparam.table` has those of what is stored.
       shardings: a `TrainState` of shardings.
       init: seed -> TrainState.
+      prepare: (state, tokens [B, T+1]) -> state, what a method asks for between `init` and the first step.
       step: (state, tokens [B, T+1], hypers) -> (state, (scalars, arrays)); donates the state.
       merge: state -> effective weights.
       evaluate: (weights, tokens [B, T+1], valid [B]) -> LossSums.
@@ -70,6 +71,7 @@ class Program:
     abstract: TrainState
     shardings: Any
     init: Callable[[Any], TrainState]
+    prepare: Callable[..., TrainState]
     step: Callable[..., tuple[TrainState, Any]]
     merge: Callable[[TrainState], Any]
     evaluate: Callable[..., LossSums]
@@ -96,13 +98,21 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     config.check_devices(mesh.shape["replica"] * mesh.shape["fsdp"])
     model = Transformer(config.model)
     table = effective_table(config)
-    reparam = reparameterize(table, build_method(config.reparam, METHODS))
+    methods = compose(config.reparam, METHODS)
+    reparam = reparameterize(table, *methods)
     optimizer = optimize.build(config.optimizer, reparam.table, config.train.steps)
 
     def init(seed: Any) -> TrainState:
         raw, state = reparam.init(initialize.draw(jax.random.key(seed), table))
         clip, rule = optimizer.clip.init(raw), optimizer.update.init(raw)
         return TrainState(jnp.zeros((), jnp.int32), raw, state, clip, rule, jnp.ones((), bool))
+
+    def prepare(state: TrainState, tokens_BS: Int[Array, "B T+1"]) -> TrainState:
+        outputs = linen_outputs(model, tokens_BS[:: config.train.accumulation, :-1])
+        for phase in filter(None, (method.prepare for method in methods)):
+            raw = phase(reparam, state.raw, state.reparam, outputs)
+            state = state._replace(raw=jax.device_put(raw, shardings.raw))
+        return state
 
     abstract = jax.eval_shape(init, 0)
     shardings = _state_shardings(abstract, reparam.table, optimizer, mesh)
@@ -120,6 +130,7 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
         abstract=abstract,
         shardings=shardings,
         init=jax.jit(on_mesh(init), out_shardings=shardings),
+        prepare=on_mesh(prepare),
         step=jax.jit(
             on_mesh(step),
             in_shardings=(shardings, rows, whole),
