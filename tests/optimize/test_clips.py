@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxstab.optimize import CLIPS
-from jaxstab.optimize.clipping import adagc, global_norm, zclip
+from jaxstab.optimize.clipping import adagc, global_norm, none, zclip
 from jaxstab.table import Row
 
 MATRIX, VECTOR = np.array([[0.3, -0.4, 0.5], [0.1, 0.2, -0.6]]), np.array([0.25, -0.75])
@@ -162,3 +162,9 @@ def test_every_clip_and_every_option_changes_the_gradients():
     for index, one in enumerate(found):
         for other in range(index):
             assert np.abs(one - found[other]).max() > 1e-4, (OPTIONS[index], OPTIONS[other])
+
+
+def test_none_leaves_the_gradient_as_it_is():
+    gradients = draws()
+    for clipped, gradient in zip(steps(none()(STACKED), gradients)[0], gradients, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, clipped, gradient)
