@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from jaxstab.config import ConfigError, UserError, flatten, unknown
+from jaxstab.config import ConfigError, UserError, declared, flatten, unknown
 
 COMMANDS = {
     "train": "trains a model, or goes on with the run in --workdir (the default)",
@@ -81,12 +81,13 @@ def _overrides_checked(argv: Sequence[str]) -> list[str]:
     from jaxstab.train.config import Config
 
     known = flatten(Config())
+    texts = {key for key, kind, *_ in declared(Config) if kind == "tuple[str, ...]"}
     checked = []
     for argument in argv:
         override = re.match(r"--?(no)?config\.([^=]+)=?", argument)
         if override and override[2] not in known:
             raise ConfigError(unknown(f"config key {override[2]}", override[2], known))
-        if override and isinstance(known[override[2]], tuple) and not {"'", '"'} & set(argument):
+        if override and override[2] in texts and not {"'", '"'} & set(argument):
             argument = override[0] + repr(tuple(argument[override.end() :].split(",")))
         checked.append(argument)
     return checked

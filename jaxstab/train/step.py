@@ -96,11 +96,11 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     """
     mesh = scale.make_mesh(config.mesh) if mesh is None else mesh
     config.check_devices(mesh.shape["replica"] * mesh.shape["fsdp"])
-    model = Transformer(config.model)
+    model = Transformer(config.model, see_logits=config.optimizer.projection.method == "qk_clip")
     table = effective_table(config)
     methods = compose(config.reparam, METHODS)
     reparam = reparameterize(table, *methods)
-    optimizer = optimize.build(config.optimizer, reparam.table, config.train.steps)
+    optimizer = optimize.build(config.optimizer, reparam.table, config.train.steps, table)
 
     def init(seed: Any) -> TrainState:
         raw, state = reparam.init(initialize.draw(jax.random.key(seed), table))
@@ -172,17 +172,12 @@ def _state_shardings(abstract: TrainState, raw_table: Table, optimizer: Optimize
     raw: Any = scale.shardings(raw_table, mesh)
     whole: Any = scale.replicated(mesh)
 
-    def like_parameters(transformation: Any, state: Any) -> Any:
-        return optax.tree_utils.tree_map_params(
-            transformation, lambda _, sharding: sharding, state, raw, transform_non_params=lambda _: whole
-        )
-
     return TrainState(
         step=whole,
         raw=raw,
         reparam=jax.tree.map(lambda _: whole, abstract.reparam),
-        clip=like_parameters(optimizer.clip, abstract.clip),
-        optimizer=like_parameters(optimizer.update, abstract.optimizer),
+        clip=optimize.state_shardings(optimizer.clip, abstract.clip, raw, whole),
+        optimizer=optimize.state_shardings(optimizer.update, abstract.optimizer, raw, whole),
         finite=whole,
     )
 
@@ -257,7 +252,8 @@ def train_step(
 
     loss = sums.cross_entropy / sums.targets
     finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(norm_effective)
-    new = TrainState(state.step + 1, optax.apply_updates(state.raw, updates), reparam_state, clip, rule, finite)
+    stored = optimizer.project(optax.apply_updates(state.raw, updates), seen)
+    new = TrainState(state.step + 1, stored, reparam_state, clip, rule, finite)
     kept = jax.tree.map(functools.partial(jnp.where, finite), new, state._replace(finite=finite))
     scalars = {
         "train/loss": loss,
