@@ -36,10 +36,12 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> None
     """
     console = console or Console(highlight=False)
     say = functools.partial(console.print, soft_wrap=True, markup=False)
+    workdirs.make(workdir)
     corpus = data.prepare(config.data)
     texts = _prepare_texts(config)
     config = config.with_vocabulary(corpus.tokenizer.vocabulary)
     program = build(config, corpus.tokenizer.end)
+    _check_ahead(config, corpus)
     identity = {"tokenizer_digest": corpus.tokenizer.digest, "data_digest": corpus.digest}
     workdirs.claim(workdir, config, identity)
     total = config.train.steps + config.train.extend
@@ -68,6 +70,22 @@ def _prepare_texts(config: Config) -> dict[str, data.PackedSplit]:
         source = dataclasses.replace(config.data, source="text", files=(files,), validation_fraction=1.0, max_tokens=0)
         texts[name] = data.prepare(source).validation
     return texts
+
+
+def _check_ahead(config: Config, corpus: data.Prepared) -> None:
+    """Tells what the run would stumble over later, before the workdir is taken."""
+    data.Batches(corpus.train, config.data.seed).records(0, config.train.batch_size)
+    prompt = len(_prompt(config, corpus.tokenizer))
+    if config.eval.sample_length and prompt >= config.model.max_length:
+        raise ConfigError(
+            f"eval.sample_prompt of {prompt} tokens, with the one that begins a document, leaves no room in "
+            f"model.max_length={config.model.max_length}; shorten it"
+        )
+
+
+def _prompt(config: Config, tokenizer: data.Tokenizer) -> np.ndarray:
+    (encoded,) = tokenizer.encode([config.eval.sample_prompt])
+    return np.concatenate([[tokenizer.end], encoded]).astype(np.int32)
 
 
 def _plan(program: Program, corpus: data.Prepared, workdir: Path, start: int, total: int) -> str:
@@ -125,10 +143,11 @@ class Run:
             pending = None
             if self._evaluation_due(step):
                 self._evaluate(step, state)
-            self._save(step, state, force=step == self.total or request.number is not None)
-            if request.number and step < self.total:
+            signal = request.number  # read once: what is said to be saved has to be
+            self._save(step, state, force=step == self.total or signal is not None)
+            if signal and step < self.total:
                 self.checkpoints.wait()
-                raise Stopped(request.number, step)
+                raise Stopped(signal, step)
             self._clock = time.monotonic()
         return state
 
@@ -183,8 +202,7 @@ class Run:
 
     def _sample(self, step: int, weights: Any) -> str:
         tokenizer, options = self.corpus.tokenizer, self.config.eval
-        (encoded,) = tokenizer.encode([options.sample_prompt])
-        prompt = np.concatenate([[tokenizer.end], encoded]).astype(np.int32)
+        prompt = _prompt(self.config, tokenizer)
         length = min(options.sample_length, self.config.model.max_length - len(prompt))
         key = jax.random.fold_in(jax.random.key(self.config.train.seed), step)
         tokens = generate(self.program.model, weights, prompt, key, length, options.temperature)

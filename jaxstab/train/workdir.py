@@ -13,11 +13,21 @@ from jaxstab.train.config import Config, training_keys
 CONFIG = "config.json"
 
 
+def make(workdir: Path) -> None:
+    """Makes a workdir where it is missing; raises UserError where it can't be written."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the workdir {workdir} can't be made: {error.strerror}") from error
+    if not os.access(workdir, os.W_OK | os.X_OK):
+        raise UserError(f"the workdir {workdir} can't be written: no permission")
+
+
 def claim(workdir: Path, config: Config, identity: dict[str, str]) -> None:
     """Saves the resolved config in a new workdir, or checks it against the one that is there.
 
     Args:
-      workdir: made where it is missing.
+      workdir: exists.
       config: resolved.
       identity: digests of what the config names but doesn't hold: the tokenizer and the packed data.
 
@@ -28,14 +38,13 @@ def claim(workdir: Path, config: Config, identity: dict[str, str]) -> None:
     path = workdir / CONFIG
     mine = _json({**training_keys(config), **identity})
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        saved = json.loads(path.read_text()) if path.exists() else None
-        if saved is None:
+        if not path.exists():
             _replace(path, {"config": flatten(config), "identity": identity})
             return
-    except (OSError, ValueError) as error:
-        raise UserError(f"the workdir {workdir} can't be used: {error}") from error
-    known = {**saved["config"], **saved["identity"]}
+        saved = json.loads(path.read_text())
+        known = {**saved["config"], **saved["identity"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} can't be used ({type(error).__name__}: {error}); take another workdir") from error
     differing = [
         f"{key} (there {known.get(key)!r}, here {value!r})" for key, value in mine.items() if known.get(key) != value
     ]
