@@ -1,4 +1,4 @@
-"""A run of seconds: the smallest model with everything in it."""
+"""The smallest run with everything in it: a config for tests, which add data.files, data.cache_dir and a workdir."""
 
 from ml_collections import ConfigDict
 
@@ -15,12 +15,14 @@ def get_config() -> ConfigDict:
     config.model.remat = "none"
     config.reparam.method = "wesar"
     config.optimizer.warmup = 2
+    config.optimizer.clip.global_norm.max_norm = 40.0
     config.train.steps = 8
     config.train.batch_size = 4
-    config.train.loss_chunk = 16
+    config.train.accumulation = 2
+    config.train.loss_chunk = 8
     config.data.source = "text"
     config.data.length = 16
-    config.data.validation_fraction = 0.1
+    config.data.validation_fraction = 0.3
     config.data.workers = 1
     config.eval.every = 3
     config.eval.batches = 2
