@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,8 +106,9 @@ def _plan(program: Program, corpus: data.Prepared, workdir: Path, start: int, to
 
 
 def _how_to_go_on(workdir: Path, steps: int) -> str:
+    beside_python = os.path.relpath(Path(sys.executable).with_name("tensorboard"))
     return (
-        f"Curves:      tensorboard --logdir {workdir}\n"
+        f"Curves:      {'tensorboard' if shutil.which('tensorboard') else beside_python} --logdir {workdir}\n"
         f"Train on:    the same command with --config.train.extend={max(1, steps // 2)}, at the schedule's last rate\n"
         "Start anew:  the same command with another --workdir"
     )

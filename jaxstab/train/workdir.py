@@ -54,14 +54,6 @@ def claim(workdir: Path, config: Config, identity: dict[str, str]) -> None:
         )
 
 
-def saved_config(workdir: Path) -> dict[str, Any]:
-    """The flat config that a workdir's run was started with."""
-    try:
-        return json.loads((workdir / CONFIG).read_text())["config"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{workdir} holds no run: {error}") from error
-
-
 def _json(values: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
