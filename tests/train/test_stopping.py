@@ -1,5 +1,6 @@
 """How a run stops, what it says then, and how it goes on."""
 
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from jaxstab.config import ConfigError, UserError
 from jaxstab.logging import RunLogger, read_metrics
 from jaxstab.train import loop
 from jaxstab.train.config import Config
-from jaxstab.train.workdir import claim, saved_config
+from jaxstab.train.workdir import CONFIG, claim
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,7 +116,7 @@ def test_an_extended_run_goes_on_as_if_it_had_been_longer_from_the_start(tiny, c
     assert tiny.steps(copied) == tiny.steps(tmp_path / "whole")
     assert [line["step"] for line in tiny.steps(copied)] == list(range(1, 13))
     tiny.assert_same_arrays(copied, tmp_path / "whole", 12)
-    last_rate = pytest.approx(0.1 * saved_config(copied)["optimizer.learning_rate"])
+    last_rate = pytest.approx(0.1 * json.loads((copied / CONFIG).read_text())["config"]["optimizer.learning_rate"])
     assert [line["train/learning_rate"] for line in tiny.steps(copied)[8:]] == [last_rate] * 4
 
 
