@@ -11,6 +11,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from jaxstab.config import ConfigError, UserError, flatten, unknown
+from jaxstab.train.signals import Stopped
 
 COMMANDS = {
     "train": "trains a model, or goes on with the run in --workdir (the default)",
@@ -30,10 +31,12 @@ def main(argv: Sequence[str]) -> int:
         run(command, values)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except Stopped as stopped:
+        return _fail(str(stopped), stopped.exit_code)
     except Exception as error:
         if debug or not isinstance(error, UserError):
             raise
-        return _fail(f"error: {error}", getattr(error, "exit_code", 1))
+        return _fail(f"error: {error}", 1)
     return 0
 
 
@@ -90,7 +93,12 @@ def _overrides_checked(argv: Sequence[str]) -> list[str]:
         override = re.match(r"--?(no)?config\.([^=]+)(=?)", argument)
         if override and override[2] not in known:
             raise ConfigError(unknown(f"config key {override[2]}", override[2], known))
-        if override and override[3] and isinstance(known[override[2]], tuple) and not {"'", '"'} & set(argument):
+        if (
+            override
+            and override[3]
+            and isinstance(known[override[2]], tuple)
+            and argument[override.end()] not in "'\"("
+        ):
             argument = override[0] + repr(tuple(argument[override.end() :].split(",")))
         checked.append(argument)
     return checked

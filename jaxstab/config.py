@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -127,6 +128,8 @@ def _checked(key: str, value: Any, kind: Any, choices: tuple[Any, ...] | None) -
         value = float(value)
     elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"config key {key} takes {_article(kind.__name__)}, not {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"config key {key} takes a finite number, not {value}")
     if choices is not None and value not in choices:
         raise ConfigError(f"config key {key}={value!r} is not one of: {', '.join(map(str, choices))}")
     return value

@@ -38,8 +38,13 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> None
       Stopped: after SIGTERM or SIGINT, with the state saved.
     """
     console = console or Console(highlight=False)
-    say = functools.partial(console.print, soft_wrap=True, markup=False)
     workdirs.make(workdir)
+    with workdirs.alone(workdir):
+        _train(config, workdir, console)
+
+
+def _train(config: Config, workdir: Path, console: Console) -> None:
+    say = functools.partial(console.print, soft_wrap=True, markup=False)
     corpus = data.prepare(config.data)
     texts = _prepare_texts(config)
     config = config.with_vocabulary(corpus.tokenizer.vocabulary)
@@ -183,8 +188,8 @@ class Run:
         self._save(step - 1, state._replace(finite=jnp.ones_like(state.finite)), force=True)
         self.checkpoints.wait()
         raise UserError(
-            f"the loss or a gradient was not finite at step {step}; the state before it is checkpoint {step - 1}. "
-            "A lower optimizer.learning_rate, a longer optimizer.warmup or reparam.method=wesar may keep it finite"
+            f"the loss, a gradient or the update was not finite at step {step}; the state before it is checkpoint "
+            f"{step - 1}. A lower optimizer.learning_rate or a longer optimizer.warmup, in another --workdir, may help"
         )
 
     def _evaluation_due(self, step: int) -> bool:

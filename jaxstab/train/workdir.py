@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from jaxstab.config import ConfigError, UserError, flatten
 from jaxstab.train.config import Config, training_keys
@@ -21,6 +25,20 @@ def make(workdir: Path) -> None:
         raise UserError(f"the workdir {workdir} can't be made: {error.strerror}") from error
     if not os.access(workdir, os.W_OK | os.X_OK):
         raise UserError(f"the workdir {workdir} can't be written: no permission")
+
+
+@contextlib.contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Keeps a second run out of a workdir as long as this one is at work there; raises UserError where one is."""
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(f"another run is at work in {workdir}; wait for it, or take another workdir") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def claim(workdir: Path, config: Config, identity: dict[str, str]) -> None:

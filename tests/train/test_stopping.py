@@ -14,7 +14,7 @@ import pytest
 
 from jaxstab.config import ConfigError, UserError
 from jaxstab.logging import RunLogger, read_metrics
-from jaxstab.train import loop
+from jaxstab.train import loop, workdir
 from jaxstab.train.config import Config
 from jaxstab.train.workdir import CONFIG, claim
 
@@ -208,7 +208,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it(tiny, tmp_path, capsys
         assert tiny.run(tmp_path / "run", *diverging) == 1
         _, line = told(capsys)
         assert line.startswith(
-            "error: the loss or a gradient was not finite at step 2; the state before it is checkpoint 1"
+            "error: the loss, a gradient or the update was not finite at step 2; the state before it is checkpoint 1"
         )
         assert tiny.checkpoints(tmp_path / "run") == {"1"}
     saved = tiny.arrays(tmp_path / "run", 1)
@@ -218,3 +218,19 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it(tiny, tmp_path, capsys
     assert np.isfinite(list(first.values())).all()
     assert second["train/finite"] == 0
     assert not np.isfinite([second["train/loss"], second["train/grad_norm"]]).all()
+
+
+def test_an_update_that_is_not_finite_ends_the_run_before_it(tiny, tmp_path, capsys):
+    assert tiny.run(tmp_path / "run", "--config.optimizer.rule.adamw.eps=0.0") == 1  # 0/0 where a token was never seen
+    assert "not finite at step 1" in told(capsys)[1]
+    assert all(np.isfinite(array).all() for array in tiny.arrays(tmp_path / "run", 0).values())
+
+
+def test_a_second_run_in_the_same_workdir_is_refused_while_the_first_is_at_work(tiny, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with workdir.alone(tmp_path / "run"):
+        assert tiny.run(tmp_path / "run") == 1
+    assert (
+        told(capsys)[1] == f"error: another run is at work in {tmp_path / 'run'}; wait for it, or take another workdir"
+    )
+    assert tiny.run(tmp_path / "run") == 0
