@@ -94,6 +94,7 @@ def test_an_int_widens_and_a_sequence_becomes_a_tuple(given, taken):
         ({"inner": {"width": True}}, r"config key inner\.width takes an int, not True"),
         ({"inner": {"rate": False}}, r"config key inner\.rate takes a float, not False"),
         ({"inner": {"rate": None}}, r"config key inner\.rate takes a float, not None"),
+        ({"inner": {"rate": float("nan")}}, r"config key inner\.rate takes a finite number, not nan"),
         ({"flag": 1}, r"config key flag takes a bool, not 1"),
         ({"files": 3}, r"config key files takes a tuple, not 3"),
         ({"files": ("x", 3)}, r"config key files takes a str, not 3"),

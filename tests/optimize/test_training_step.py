@@ -162,3 +162,11 @@ def test_what_is_not_finite_changes_nothing_until_the_host_has_answered(poison):
     opened, (scalars, _) = step(latched._replace(finite=jnp.ones((), bool)), TOKENS, HYPERS)
     assert scalars["train/finite"] == 1 and opened.step == 2
     assert np.abs(opened.raw["lm_head"]["weight"] - state.raw["lm_head"]["weight"]).max() > 1e-4
+
+
+def test_an_update_that_is_not_finite_is_not_made():
+    state = start()
+    after, (scalars, _) = stepper()[2](state, TOKENS, HYPERS._replace(learning_rate=np.float32(np.inf)))
+    assert np.isfinite(scalars["train/loss"]) and np.isfinite(scalars["train/grad_norm"])
+    assert scalars["train/finite"] == 0
+    jax.tree.map(np.testing.assert_array_equal, after._replace(finite=state.finite), state)
