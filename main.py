@@ -93,13 +93,9 @@ def _overrides_checked(argv: Sequence[str]) -> list[str]:
         override = re.match(r"--?(no)?config\.([^=]+)(=?)", argument)
         if override and override[2] not in known:
             raise ConfigError(unknown(f"config key {override[2]}", override[2], known))
-        if (
-            override
-            and override[3]
-            and isinstance(known[override[2]], tuple)
-            and argument[override.end()] not in "'\"("
-        ):
-            argument = override[0] + repr(tuple(argument[override.end() :].split(",")))
+        given = argument[override.end() :] if override else ""
+        if override and override[3] and isinstance(known[override[2]], tuple) and not given.startswith(("'", '"', "(")):
+            argument = override[0] + repr(tuple(given.split(",")))
         checked.append(argument)
     return checked
 

@@ -94,6 +94,7 @@ BAD_VALUES = [
     ("--config.train.steps=0", "train.steps=0", "at least 1"),
     ("--config.optimizer.learning_rate=fast", "--config.optimizer.learning_rate=fast", "float"),
     ("--config.optimizer.learning_rate=-1", "optimizer.learning_rate=-1.0", "must not be negative"),
+    ("--config.optimizer.learning_rate=nan", "optimizer.learning_rate takes a finite number, not nan"),
     ("--config.model.bias=maybe", "--config.model.bias=maybe", "boolean"),
     ("--config.reparam.method=weser", "reparam.method='weser'", "one of: identity, wesar"),
     ("--config.model.mlp=gleu", "model.mlp='gleu'", "one of: gelu, gelu_tanh, relu, swiglu"),
