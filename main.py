@@ -11,6 +11,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from jaxstab.config import ConfigError, UserError, declared, flatten, unknown
+from jaxstab.train.signals import Stopped
 
 COMMANDS = {
     "train": "trains a model, or goes on with the run in --workdir (the default)",
@@ -30,10 +31,12 @@ def main(argv: Sequence[str]) -> int:
         run(command, values)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except Stopped as stopped:
+        return _fail(str(stopped), stopped.exit_code)
     except Exception as error:
         if debug or not isinstance(error, UserError):
             raise
-        return _fail(f"error: {error}", getattr(error, "exit_code", 1))
+        return _fail(f"error: {error}", 1)
     return 0
 
 
@@ -55,13 +58,17 @@ def parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
     flags.DEFINE_integer("vocabulary", 8192, "Pieces of the tokenizer.", flag_values=values)
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
     if {"-h", "--help", "--helpfull"} & set(argv):
-        raise SystemExit(_help(values))
+        print(_help(values))
+        raise SystemExit(0)
+    file = _config_file(argv)
     try:
         positional = values(argv)[1:]
     except UserError:
         raise
-    except Exception as error:  # absl, ml_collections and the config file itself raise anything
-        raise ConfigError(str(error).strip().split("\n")[0].strip("'\"") or type(error).__name__) from error
+    except flags.Error as error:
+        raise ConfigError(_line(error)) from error
+    except Exception as error:  # the config file itself raises anything
+        raise ConfigError(f"the config file {file} fails: {type(error).__name__}: {_line(error)}") from error
     command = " ".join(positional) or "train"
     if command not in COMMANDS:
         raise UserError(unknown(f"command {command!r}", command, COMMANDS))
@@ -84,13 +91,32 @@ def _overrides_checked(argv: Sequence[str]) -> list[str]:
     texts = {key for key, kind, *_ in declared(Config) if kind == "tuple[str, ...]"}
     checked = []
     for argument in argv:
-        override = re.match(r"--?(no)?config\.([^=]+)=?", argument)
+        override = re.match(r"--?(no)?config\.([^=]+)(=?)", argument)
         if override and override[2] not in known:
             raise ConfigError(unknown(f"config key {override[2]}", override[2], known))
-        if override and override[2] in texts and not {"'", '"'} & set(argument):
-            argument = override[0] + repr(tuple(argument[override.end() :].split(",")))
+        given = argument[override.end() :] if override else ""
+        if override and override[3] and override[2] in texts and not given.startswith(("'", '"', "(")):
+            argument = override[0] + repr(tuple(given.split(",")))
         checked.append(argument)
     return checked
+
+
+def _config_file(argv: Sequence[str]) -> str:
+    """The path that --config gives; raises ConfigError where there is none, or no such file."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        given = re.match(r"--?config(=|$)", argument)
+        if given:
+            path = (argument[given.end() :] if given[1] else following).split(":")[0]
+            if not Path(path).is_file():
+                raise ConfigError(f"--config={path} is no file: for instance --config=configs/quickstart.py")
+            return path
+    raise ConfigError("--config is missing: for instance --config=configs/quickstart.py")
+
+
+def _line(error: Exception) -> str:
+    """One line of what absl or ml_collections tell in several: how it begins and, of a traceback, how it ends."""
+    lines = str(error.args[0] if isinstance(error, KeyError) else error).strip().splitlines() or [""]
+    return " ".join(dict.fromkeys([lines[0], lines[-1]]))
 
 
 def run(command: str, values: flags.FlagValues) -> None:
@@ -101,7 +127,7 @@ def run(command: str, values: flags.FlagValues) -> None:
     from jaxstab.train.loop import train
 
     if values.config is None:
-        raise ConfigError("--config is missing: for instance --config=configs/quickstart.py")
+        raise ConfigError("get_config of the config file returns None, instead of a ConfigDict")
     config = resolve(values.config)
     if command == "describe":
         if config.model.vocabulary == 0:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -150,6 +151,8 @@ def _checked(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> An
         value = float(value)
     elif not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"config key {key} takes {_article(kind.__name__)}, not {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"config key {key} takes a finite number, not {value}")
     choices, joined = metadata.get("choices"), metadata.get("joined")
     if choices is not None and not set(value.split(joined) if joined else (value,)) <= set(choices):
         several = f" (or several, joined by {joined})" if joined else ""

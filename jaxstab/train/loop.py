@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,11 +39,18 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> None
       Stopped: after SIGTERM or SIGINT, with the state saved.
     """
     console = console or Console(highlight=False)
+    workdirs.make(workdir)
+    with workdirs.alone(workdir):
+        _train(config, workdir, console)
+
+
+def _train(config: Config, workdir: Path, console: Console) -> None:
     say = functools.partial(console.print, soft_wrap=True, markup=False)
     corpus = data.prepare(config.data)
     texts = _prepare_texts(config)
     config = config.with_vocabulary(corpus.tokenizer.vocabulary)
     program = build(config, corpus.tokenizer.end)
+    _check_ahead(config, corpus)
     identity = {"tokenizer_digest": corpus.tokenizer.digest, "data_digest": corpus.digest}
     workdirs.claim(workdir, config, identity)
     total = config.train.steps + config.train.extend
@@ -71,6 +81,22 @@ def _prepare_texts(config: Config) -> dict[str, data.PackedSplit]:
     return texts
 
 
+def _check_ahead(config: Config, corpus: data.Prepared) -> None:
+    """Tells what the run would stumble over later, before the workdir is taken."""
+    data.Batches(corpus.train, config.data.seed).records(0, config.train.batch_size)
+    prompt = len(_prompt(config, corpus.tokenizer))
+    if config.eval.sample_length and prompt >= config.model.max_length:
+        raise ConfigError(
+            f"eval.sample_prompt of {prompt} tokens, with the one that begins a document, leaves no room in "
+            f"model.max_length={config.model.max_length}; shorten it"
+        )
+
+
+def _prompt(config: Config, tokenizer: data.Tokenizer) -> np.ndarray:
+    (encoded,) = tokenizer.encode([config.eval.sample_prompt])
+    return np.concatenate([[tokenizer.end], encoded]).astype(np.int32)
+
+
 def _plan(program: Program, corpus: data.Prepared, workdir: Path, start: int, total: int) -> str:
     """What the run is going to do."""
     train, model = program.config.train, program.config.model
@@ -92,8 +118,9 @@ def _stages(config: Config) -> tuple[lengths.Stage, ...]:
 
 
 def _how_to_go_on(workdir: Path, steps: int) -> str:
+    beside_python = os.path.relpath(Path(sys.executable).with_name("tensorboard"))
     return (
-        f"Curves:      tensorboard --logdir {workdir}\n"
+        f"Curves:      {'tensorboard' if shutil.which('tensorboard') else beside_python} --logdir {workdir}\n"
         f"Train on:    the same command with --config.train.extend={max(1, steps // 2)}, at the schedule's last rate\n"
         "Start anew:  the same command with another --workdir"
     )
@@ -135,10 +162,11 @@ class Run:
             pending = None
             if self._evaluation_due(step):
                 self._evaluate(step, state)
-            self._save(step, state, force=step == self.total or request.number is not None)
-            if request.number and step < self.total:
+            signal = request.number  # read once: what is said to be saved has to be
+            self._save(step, state, force=step == self.total or signal is not None)
+            if signal and step < self.total:
                 self.checkpoints.wait()
-                raise Stopped(request.number, step)
+                raise Stopped(signal, step)
             self._clock = time.monotonic()
         return state
 
@@ -172,8 +200,8 @@ class Run:
         self._save(step - 1, state._replace(finite=jnp.ones_like(state.finite)), force=True)
         self.checkpoints.wait()
         raise UserError(
-            f"the loss or a gradient was not finite at step {step}; the state before it is checkpoint {step - 1}. "
-            "A lower optimizer.learning_rate, a longer optimizer.warmup or reparam.method=wesar may keep it finite"
+            f"the loss, a gradient or the update was not finite at step {step}; the state before it is checkpoint "
+            f"{step - 1}. A lower optimizer.learning_rate or a longer optimizer.warmup, in another --workdir, may help"
         )
 
     def _evaluation_due(self, step: int) -> bool:
@@ -195,8 +223,7 @@ class Run:
 
     def _sample(self, step: int, weights: Any) -> str:
         tokenizer, options = self.corpus.tokenizer, self.config.eval
-        (encoded,) = tokenizer.encode([options.sample_prompt])
-        prompt = np.concatenate([[tokenizer.end], encoded]).astype(np.int32)
+        prompt = _prompt(self.config, tokenizer)
         length = min(options.sample_length, self.config.model.max_length - len(prompt))
         key = jax.random.fold_in(jax.random.key(self.config.train.seed), step)
         tokens = generate(self.program.model, weights, prompt, key, length, options.temperature)

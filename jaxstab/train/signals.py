@@ -7,12 +7,10 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from jaxstab.config import UserError
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(UserError):
+class Stopped(Exception):
     """A signal has asked the run to stop, and its state is saved."""
 
     def __init__(self, number: int, step: int):

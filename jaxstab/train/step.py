@@ -37,7 +37,8 @@ class TrainState(NamedTuple):
       raw: stored parameters, float32.
       reparam: untrained state of the reparameterization, float32.
       clip, optimizer: states of the optax transformations.
-      finite: whether every loss and gradient so far was. Once False, steps change nothing until the host has answered.
+      finite: whether every loss, gradient and update so far was. Once False, steps change nothing until the host has
+        answered.
     """
 
     step: Int[Array, ""]
@@ -251,7 +252,8 @@ def train_step(
     updates, rule = optimizer.update.update(raw_gradients, state.optimizer, state.raw, hypers=hypers)
 
     loss = sums.cross_entropy / sums.targets
-    finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(norm_effective)
+    judged = jnp.stack([loss, norm, norm_effective, optax.tree.norm(updates)])
+    finite = state.finite & jnp.isfinite(judged).all()
     stored = optimizer.project(optax.apply_updates(state.raw, updates), seen)
     new = TrainState(state.step + 1, stored, reparam_state, clip, rule, finite)
     kept = jax.tree.map(functools.partial(jnp.where, finite), new, state._replace(finite=finite))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from jaxstab.config import ConfigError, UserError, flatten
 from jaxstab.train.config import Config, training_keys
@@ -13,11 +17,35 @@ from jaxstab.train.config import Config, training_keys
 CONFIG = "config.json"
 
 
+def make(workdir: Path) -> None:
+    """Makes a workdir where it is missing; raises UserError where it can't be written."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the workdir {workdir} can't be made: {error.strerror}") from error
+    if not os.access(workdir, os.W_OK | os.X_OK):
+        raise UserError(f"the workdir {workdir} can't be written: no permission")
+
+
+@contextlib.contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Keeps a second run out of a workdir as long as this one is at work there; raises UserError where one is."""
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(f"another run is at work in {workdir}; wait for it, or take another workdir") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def claim(workdir: Path, config: Config, identity: dict[str, str]) -> None:
     """Saves the resolved config in a new workdir, or checks it against the one that is there.
 
     Args:
-      workdir: made where it is missing.
+      workdir: exists.
       config: resolved.
       identity: digests of what the config names but doesn't hold: the tokenizer and the packed data.
 
@@ -28,14 +56,13 @@ def claim(workdir: Path, config: Config, identity: dict[str, str]) -> None:
     path = workdir / CONFIG
     mine = _json({**training_keys(config), **identity})
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        saved = json.loads(path.read_text()) if path.exists() else None
-        if saved is None:
+        if not path.exists():
             _replace(path, {"config": flatten(config), "identity": identity})
             return
-    except (OSError, ValueError) as error:
-        raise UserError(f"the workdir {workdir} can't be used: {error}") from error
-    known = {**saved["config"], **saved["identity"]}
+        saved = json.loads(path.read_text())
+        known = {**saved["config"], **saved["identity"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} can't be used ({type(error).__name__}: {error}); take another workdir") from error
     differing = [
         f"{key} (there {known.get(key)!r}, here {value!r})" for key, value in mine.items() if known.get(key) != value
     ]
@@ -43,14 +70,6 @@ def claim(workdir: Path, config: Config, identity: dict[str, str]) -> None:
         raise ConfigError(
             f"{workdir} holds a run with another config; take another workdir, or mend: {'; '.join(differing)}"
         )
-
-
-def saved_config(workdir: Path) -> dict[str, Any]:
-    """The flat config that a workdir's run was started with."""
-    try:
-        return json.loads((workdir / CONFIG).read_text())["config"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{workdir} holds no run: {error}") from error
 
 
 def _json(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,117 @@
+"""Perplexity over records and generated text."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstab.evaluate import evaluate, generate
+from jaxstab.initialize import draw, he, scaled
+from jaxstab.model.config import ModelConfig
+from jaxstab.model.loss import LossSums
+from jaxstab.model.transformer import Transformer, read_table
+from jaxstab.train.config import Config
+from jaxstab.train.step import loss_sums
+
+VOCABULARY, LENGTH = 13, 8
+MODEL = ModelConfig(width=8, layers=2, heads=2, vocabulary=VOCABULARY, max_length=24, embedding="unit", remat="none")
+CONFIG = dataclasses.replace(Config(), model=MODEL, data=dataclasses.replace(Config().data, length=LENGTH))
+WEIGHTS = jax.tree.map(lambda leaf: 3 * leaf, draw(jax.random.key(0), scaled(read_table(MODEL), he())))
+
+
+class Records:
+    """What `evaluate` asks of a split."""
+
+    def __init__(self, count):
+        self.tokens = np.random.default_rng(0).integers(0, VOCABULARY, (count, LENGTH + 1)).astype(np.int32)
+        self.read_rows = []
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def read(self, indices):
+        self.read_rows.append(list(map(int, indices)))
+        return self.tokens[indices]
+
+
+@jax.jit
+def model_sums(weights, tokens, valid):
+    return loss_sums(Transformer(MODEL), None, CONFIG, weights, tokens, valid)[1]
+
+
+def bigram_sums(weights, tokens, valid):
+    """A bigram table's cross-entropy, in NumPy."""
+    losses = -np.log(weights)[tokens[:, :-1], tokens[:, 1:]][valid]
+    return LossSums(np.float32(losses.sum()), *map(np.float32, (0, 0, losses.size)))
+
+
+@functools.cache
+def bigram():
+    table = np.random.default_rng(1).random((VOCABULARY, VOCABULARY))
+    return table / table.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "batches", "used"), [(7, 3, 0, 7), (6, 3, 0, 6), (2, 4, 0, 2), (9, 2, 3, 6)]
+)
+def test_perplexity_is_that_of_every_record_once(count, batch, batches, used):
+    split = Records(count)
+    found = evaluate(bigram_sums, bigram(), split, batch, batches)
+    tokens = split.tokens[:used]
+    loss = -np.log(bigram())[tokens[:, :-1], tokens[:, 1:]].mean()
+    assert found == pytest.approx({"loss": loss, "perplexity": np.exp(loss)}, rel=1e-6)
+    assert all(len(rows) == batch for rows in split.read_rows)  # one shape, one program
+    assert sorted({row for rows in split.read_rows for row in rows}) == list(range(used))
+
+
+def test_the_padded_last_batch_of_a_model_counts_its_records_only():
+    split = Records(6)
+    padded = evaluate(model_sums, WEIGHTS, split, 4)
+    whole = model_sums(WEIGHTS, split.tokens, np.ones(6, bool))
+    assert padded["loss"] == pytest.approx(float(whole.cross_entropy / whole.targets), rel=1e-5)
+    apply = jax.jit(lambda tokens: Transformer(MODEL).apply({"params": WEIGHTS}, tokens))
+    logits = np.asarray(apply(split.tokens[:, :-1]), np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    likelihoods = np.take_along_axis(probabilities, split.tokens[:, 1:, None], -1)
+    assert padded["perplexity"] == pytest.approx(np.exp(-np.log(likelihoods).mean()), rel=1e-5)
+    assert model_sums._cache_size() == 2  # the batch of four, and this test's own of six
+
+
+def test_a_loss_beyond_float64_s_exponential_is_still_a_number():
+    def hopeless(weights, tokens, valid):
+        return LossSums(np.float32(1e6), *map(np.float32, (0, 0, 1)))
+
+    found = evaluate(hopeless, None, Records(1), 1)
+    assert found["loss"] == 1e6 and np.isfinite(found["perplexity"])
+
+
+PROMPT = np.array([3, 1, 4], np.int32)
+
+
+def test_greedy_text_is_the_argmax_of_each_prefix():
+    tokens, apply = PROMPT.tolist(), jax.jit(lambda tokens: Transformer(MODEL).apply({"params": WEIGHTS}, tokens))
+    for _ in range(5):
+        padding = [0] * (12 - len(tokens))  # one shape; a later token has no say in an earlier position
+        logits = apply(np.array([tokens + padding]))
+        tokens.append(int(np.argmax(logits[0, len(tokens) - 1])))
+    found = generate(Transformer(MODEL), WEIGHTS, PROMPT, jax.random.key(0), 5)
+    assert found.dtype == jnp.int32 and found.tolist() == tokens
+    assert generate(Transformer(MODEL), WEIGHTS, PROMPT, jax.random.key(9), 5).tolist() == tokens
+
+
+def test_sampled_text_follows_the_key_and_the_softmax():
+    def sample(key, temperature):
+        return generate(Transformer(MODEL), WEIGHTS, PROMPT, key, 1, temperature)[-1]
+
+    keys = jax.random.split(jax.random.key(0), 4000)
+    logits = np.asarray(jax.jit(Transformer(MODEL).apply)({"params": WEIGHTS}, PROMPT[None]))[0, -1]
+    samples = jax.jit(jax.vmap(sample, (0, None)))
+    for temperature in (0.7, 5.0):
+        drawn = np.asarray(samples(keys, temperature))
+        np.testing.assert_array_equal(drawn, samples(keys, temperature))
+        expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+        frequencies = np.bincount(drawn, minlength=VOCABULARY) / len(drawn)
+        np.testing.assert_allclose(frequencies, expected, atol=0.04)  # five standard errors at worst

@@ -1,0 +1,89 @@
+"""Runs of seconds, on text that the tests write themselves."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import main
+from jaxstab.logging import read_measurements, read_metrics
+
+TINY = Path(__file__).with_name("tiny.py")
+WORDS = ["loss", "weight", "spike", "norm", "layer", "token", "step"]
+STEPS = 8
+
+
+class TinyRuns:
+    """Runs of tiny.py, and what they left in their workdirs."""
+
+    def __init__(self, corpus: Path):
+        self.corpus = corpus
+        dice = random.Random(0)
+        for name in "abc":  # three units of work, and fewer records than a run reads: an epoch ends in it
+            texts = [" ".join(dice.choices(WORDS, k=8)) for _ in range(5)]
+            (corpus / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    def command(self, workdir: Path, *overrides: str) -> list[str]:
+        data = f"--config.data.files={self.corpus}/*.jsonl", f"--config.data.cache_dir={self.corpus}/cache"
+        return ["main.py", f"--config={TINY}", f"--workdir={workdir}", *data, *overrides]
+
+    def run(self, workdir: Path, *overrides: str) -> int:
+        """Runs in this process; returns the exit code."""
+        return main.main(self.command(workdir, *overrides))
+
+    def checkpoints(self, workdir: Path) -> set[str]:
+        return {path.name for path in (workdir / "checkpoints").iterdir()}
+
+    def arrays(self, workdir: Path, step: int = STEPS) -> dict[str, np.ndarray]:
+        """Every array of a checkpoint, by path."""
+        state = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+    def lines(self, workdir: Path) -> list[dict[str, Any]]:
+        """The metrics, without what time decides."""
+        read = read_metrics(workdir / "metrics.jsonl")
+        return [{name: value for name, value in line.items() if name != "train/tokens_per_second"} for line in read]
+
+    def steps(self, workdir: Path) -> list[dict[str, Any]]:
+        """The metrics of the training steps."""
+        return [line for line in self.lines(workdir) if "train/loss" in line]
+
+    def assert_same_arrays(self, workdir: Path, reference: Path, step: int = STEPS) -> None:
+        """Asserts that two checkpoints of a step are the same, bit for bit."""
+        found, wanted = self.arrays(workdir, step), self.arrays(reference, step)
+        assert found.keys() == wanted.keys()
+        for path, array in wanted.items():
+            assert (found[path].dtype, found[path].shape) == (array.dtype, array.shape)
+            assert found[path].tobytes() == array.tobytes(), path
+
+    def assert_same_end(self, workdir: Path, reference: Path, step: int = STEPS) -> None:
+        """Asserts that two runs ended alike, bit for bit, and that each step is told once."""
+        assert [line["step"] for line in self.steps(workdir)] == list(range(1, step + 1))
+        assert self.lines(workdir) == self.lines(reference)
+        self.assert_same_arrays(workdir, reference, step)
+        measured, expected = read_measurements(workdir), read_measurements(reference)
+        assert measured.keys() == expected.keys() and measured
+        for name, (steps, values) in measured.items():
+            assert steps.tolist() == list(range(1, step + 1)), name
+            assert values.tobytes() == expected[name][1].tobytes(), name
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
+    return TinyRuns(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def unbroken(tiny: TinyRuns, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run that was never stopped; not to be changed."""
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    assert tiny.run(workdir) == 0
+    return workdir
