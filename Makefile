@@ -3,11 +3,12 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help train test lint clean
+.PHONY: help train test parity lint clean
 
 help:
 	@echo "make train   train a small model on this machine: makes .venv at first, then runs configs/quickstart.py"
 	@echo "make test    lint, then the whole test suite"
+	@echo "make parity  installs PyTorch into .venv, then compares methods and whole trainings with it"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove .venv and every cache; runs/ stays"
 	@echo "Another Python than the first suitable one in PATH: make train PYTHON=/path/to/python"
@@ -16,7 +17,10 @@ train: .venv/installed
 	@.venv/bin/python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: lint
-	@.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile
+	@.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile --ignore=tests/parity
+
+parity: .venv/installed-parity
+	@.venv/bin/python -m pytest tests/parity
 
 lint: .venv/installed-dev
 	@.venv/bin/ruff check
@@ -34,6 +38,11 @@ lint: .venv/installed-dev
 .venv/installed-dev: .venv/installed requirements-dev.txt
 	@echo "Installing the test tools into .venv, once: less than a minute ..."
 	@$(PIP) install -qq --requirement requirements-dev.txt
+	@touch $@
+
+.venv/installed-parity: .venv/installed-dev
+	@echo "Installing PyTorch into .venv, once: 1 to 3 GB, some minutes ..."
+	@$(PIP) install -qq torch==2.13.0
 	@touch $@
 
 clean:

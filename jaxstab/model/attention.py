@@ -32,7 +32,8 @@ def attention_logits(
     """⟨q, k⟩/√K in float32, before any mask; with `softcap` c as c tanh(z/c) (Gemma 2)."""
     batch, length, heads, size = q_BTHK.shape
     q_BTGRK = q_BTHK.reshape(batch, length, k_BSGK.shape[2], -1, size)
-    z_BGRTS = jnp.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32) / math.sqrt(size)
+    dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+    z_BGRTS = jnp.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=dtype) / math.sqrt(size)
     z_BHTS = z_BGRTS.reshape(batch, heads, length, -1)
     return softcap * jnp.tanh(z_BHTS / softcap) if softcap else z_BHTS
 

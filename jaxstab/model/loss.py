@@ -28,7 +28,8 @@ def capped(logits: Array, softcap: float) -> Array:
 def output_logits(hidden: Array, lm_head: Array, softcap: float = 0.0) -> Array:
     """Logits in float32, accumulated from operands in the dtype of `hidden`."""
     weight = lm_head.astype(hidden.dtype)
-    return capped(jnp.einsum("...d,dv->...v", hidden, weight, preferred_element_type=jnp.float32), softcap)
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    return capped(jnp.einsum("...d,dv->...v", hidden, weight, preferred_element_type=dtype), softcap)
 
 
 def token_losses(hidden: Array, lm_head: Array, targets: Array, mask: Array, softcap: float = 0.0) -> LossSums:
@@ -38,9 +39,9 @@ def token_losses(hidden: Array, lm_head: Array, targets: Array, mask: Array, sof
     # A comparison instead of a gather: it fuses, and needs no communication where the vocabulary is sharded.
     is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
     target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-    total = functools.partial(jnp.sum, where=mask, dtype=jnp.float32)
+    total = functools.partial(jnp.sum, where=mask)
     return LossSums(
-        total(log_z - target_logit), total(jnp.square(log_z)), total(log_z), jnp.sum(mask, dtype=jnp.float32)
+        total(log_z - target_logit), total(jnp.square(log_z)), total(log_z), jnp.sum(mask, dtype=logits.dtype)
     )
 
 

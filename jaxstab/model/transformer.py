@@ -35,7 +35,7 @@ ROLES = {
 @jax.custom_jvp
 def gelu(x: Array) -> Array:
     """Exact GELU, x Φ(x), in float32 and back to the dtype of `x` (Hendrycks and Gimpel 2016)."""
-    x_32 = x.astype(jnp.float32)
+    x_32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (0.5 * x_32 * (1 + jax.lax.erf(x_32 * math.sqrt(0.5)))).astype(x.dtype)
 
 
@@ -43,7 +43,7 @@ def gelu(x: Array) -> Array:
 def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     # Φ(x) + x φ(x), taken where Φ is at hand: differentiating erf makes an MLP's backward pass a third slower (CPU).
     (x,), (dx,) = primals, tangents
-    x_32 = x.astype(jnp.float32)
+    x_32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     cdf = 0.5 * (1 + jax.lax.erf(x_32 * math.sqrt(0.5)))
     slope = cdf + x_32 * jnp.exp(-0.5 * jnp.square(x_32)) / math.sqrt(2 * math.pi)
     return (x_32 * cdf).astype(x.dtype), slope.astype(x.dtype) * dx
@@ -87,8 +87,8 @@ def _norm(config: ModelConfig, name: str | None = None, axis: str | None = "embe
 
 def rotary_tables(length: int, head_dim: int, theta: float) -> Float[Array, "2 T K"]:
     """Cosines and sines of rotary embedding (Su et al. 2021), in float32."""
-    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=float) / head_dim)
+    angles = jnp.arange(length, dtype=float)[:, None] * frequencies
     angles_TK = jnp.concatenate([angles, angles], axis=-1)
     return jnp.stack([jnp.cos(angles_TK), jnp.sin(angles_TK)])
 
@@ -96,7 +96,7 @@ def rotary_tables(length: int, head_dim: int, theta: float) -> Float[Array, "2 T
 def rotate(x_BTHK: Float[Array, "B T H K"], tables_2TK: Float[Array, "2 T K"]) -> Float[Array, "B T H K"]:
     """Rotary embedding, rotate-half, in float32 and back to the dtype of `x_BTHK`."""
     cos, sin = tables_2TK[:, :, None, :]
-    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(x_BTHK.astype(jnp.promote_types(x_BTHK.dtype, jnp.float32)), 2, axis=-1)
     rotated = jnp.concatenate([-second, first], axis=-1)
     return (x_BTHK * cos + rotated * sin).astype(x_BTHK.dtype)
 
@@ -254,7 +254,8 @@ class Transformer(nn.Module):
 
     def __call__(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:
         """Logits `[B, T, V]` in float32. Training never forms them: see `jaxstab.model.loss`."""
-        logits_BTV = self.lm_head(self.hidden(tokens_BT, segments_BT)).astype(jnp.float32)
+        logits_BTV = self.lm_head(self.hidden(tokens_BT, segments_BT))
+        logits_BTV = logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32))
         return capped(logits_BTV, self.config.logits_softcap)
 
 
