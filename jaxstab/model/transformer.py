@@ -59,15 +59,22 @@ def _declared(axes: tuple[str, ...]) -> Callable[..., Any]:
     return nn.with_logical_partitioning(nn.initializers.zeros, axes)
 
 
-def _linear(config: ModelConfig, features: int, axes: tuple[str, str], name: str | None, bias: bool) -> nn.Dense:
-    return nn.Dense(
-        features,
-        use_bias=bias,
-        dtype=config.dtype,
-        kernel_init=_declared(axes),
-        bias_init=_declared(axes[1:]),
-        name=name,
-    )
+class Linear(nn.Module):
+    """x W + b in the compute dtype. The bias is cast once it is broadcast, so that its gradient is a float32 sum."""
+
+    config: ModelConfig
+    features: int
+    axes: tuple[str, str]
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", _declared(self.axes), (x.shape[-1], self.features))
+        y = x @ kernel.astype(self.config.dtype)
+        if self.bias:
+            bias = self.param("bias", _declared(self.axes[1:]), (self.features,))
+            y = y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)
+        return y
 
 
 def _norm(config: ModelConfig) -> nn.Module:
@@ -78,6 +85,7 @@ def _norm(config: ModelConfig) -> nn.Module:
         config.norm_eps,
         config.dtype,
         use_bias=config.bias,
+        use_fast_variance=False,
         scale_init=_declared(("embed",)),
         bias_init=_declared(("embed",)),
     )
@@ -111,7 +119,7 @@ class Attention(nn.Module):
         kv_heads = config.kv_heads or config.heads
 
         def heads(name: str, count: int, axis: str) -> Array:
-            x = _linear(config, count * config.head_dim, ("embed", axis), name, config.bias)(x_BTD)
+            x = Linear(config, count * config.head_dim, ("embed", axis), config.bias, name=name)(x_BTD)
             return x.reshape(batch, length, count, config.head_dim)
 
         q_BTHK = heads("q_proj", config.heads, "heads")
@@ -124,7 +132,9 @@ class Attention(nn.Module):
         out_BTHK = jax.nn.dot_product_attention(
             q_BTHK, k_BTGK, v_BTGK, mask=mask, is_causal=True, implementation=kernel
         )
-        return _linear(config, width, ("heads", "embed"), "o_proj", config.bias)(out_BTHK.reshape(batch, length, -1))
+        return Linear(config, width, ("heads", "embed"), config.bias, name="o_proj")(
+            out_BTHK.reshape(batch, length, -1)
+        )
 
 
 class MLP(nn.Module):
@@ -136,14 +146,14 @@ class MLP(nn.Module):
     def __call__(self, x_BTD: Array) -> Array:
         config = self.config
         mlp_width = config.mlp_width or 4 * config.width
-        up_BTF = _linear(config, mlp_width, ("embed", "mlp"), "up_proj", config.bias)(x_BTD)
+        up_BTF = Linear(config, mlp_width, ("embed", "mlp"), config.bias, name="up_proj")(x_BTD)
         activation = ACTIVATIONS[config.mlp]
         if config.mlp == "swiglu":
-            gate_BTF = _linear(config, mlp_width, ("embed", "mlp"), "gate_proj", config.bias)(x_BTD)
+            gate_BTF = Linear(config, mlp_width, ("embed", "mlp"), config.bias, name="gate_proj")(x_BTD)
             hidden_BTF = activation(gate_BTF) * up_BTF
         else:
             hidden_BTF = activation(up_BTF)
-        return _linear(config, config.width, ("mlp", "embed"), "down_proj", config.bias)(hidden_BTF)
+        return Linear(config, config.width, ("mlp", "embed"), config.bias, name="down_proj")(hidden_BTF)
 
 
 class Block(nn.Module):
@@ -189,16 +199,14 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.embed_tokens = nn.Embed(
-            config.vocabulary, config.width, dtype=config.dtype, embedding_init=_declared(("vocab", "embed"))
-        )
+        self.embed_tokens = nn.Embed(config.vocabulary, config.width, embedding_init=_declared(("vocab", "embed")))
         if config.positions == "learned":
             self.embed_positions = nn.Embed(
-                config.max_length, config.width, dtype=config.dtype, embedding_init=_declared(("positions", "embed"))
+                config.max_length, config.width, embedding_init=_declared(("positions", "embed"))
             )
         self.layers = _stack(config)(config)
         self.norm = _norm(config)
-        self.lm_head = _linear(config, config.vocabulary, ("embed", "vocab"), None, False)
+        self.lm_head = Linear(config, config.vocabulary, ("embed", "vocab"))
 
     def hidden(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:
         """The final normed hidden states `[B, T, D]`, in the compute dtype.
@@ -209,19 +217,20 @@ class Transformer(nn.Module):
         """
         config = self.config
         length = tokens_BT.shape[1]
-        x_BTD = self.embed_tokens(tokens_BT)
+        x_BTD = self.embed_tokens(tokens_BT)  # looked up in float32: the gradient of a frequent token is a long sum
         rotary_2TK = None
         if config.positions == "learned":
+            assert length <= config.max_length, f"{length} tokens, but {config.max_length} learned positions"
             x_BTD = x_BTD + self.embed_positions(jnp.arange(length))
         else:
             rotary_2TK = rotary_tables(length, config.head_dim, config.rope_theta)
-        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
+        x_BTD = nn.with_logical_constraint(x_BTD.astype(config.dtype), ("batch", "length", None))
         x_BTD, _ = self.layers(x_BTD, rotary_2TK, segments_BT)
         return self.norm(x_BTD)
 
     def __call__(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:
         """Logits `[B, T, V]` in float32. Training never forms them: see `jaxstab.model.loss`."""
-        return self.lm_head(self.hidden(tokens_BT, segments_BT)).astype(jnp.float32)
+        return self.lm_head(self.hidden(tokens_BT, segments_BT).astype(jnp.float32))
 
 
 def read_table(config: ModelConfig) -> table.Table:

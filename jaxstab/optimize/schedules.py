@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxstab.config import ConfigError
+
 Shape = Callable[[ArrayLike], Float[Array, ""]]
 Floor = Annotated[float, "Last value, as a fraction of the peak."]
 
@@ -36,6 +38,8 @@ def warmup_stable_decay(
     decay: Annotated[float, "Fraction of the steps after warmup that the final decay takes."] = 0.2, floor: Floor = 0.0
 ) -> Shape:
     """Constant, then linear decay to the floor (Hu et al. 2024)."""
+    if not 0 < decay <= 1:
+        raise ConfigError(f"optimizer.schedule.warmup_stable_decay.decay={decay} must be above 0 and at most 1")
     return lambda fraction: linear(floor)((fraction - (1 - decay)) / decay)
 
 
