@@ -47,9 +47,18 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        for key in ("width", "layers", "heads", "max_length"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"model.{key}={getattr(self, key)} must be at least 1")
+        for key, least in (
+            ("width", 1),
+            ("layers", 1),
+            ("heads", 1),
+            ("max_length", 1),
+            ("kv_heads", 0),
+            ("mlp_width", 0),
+        ):
+            if getattr(self, key) < least:
+                raise ConfigError(f"model.{key}={getattr(self, key)} must be at least {least}")
+        if self.norm_eps < 0:
+            raise ConfigError(f"model.norm_eps={self.norm_eps} must not be negative")
         if self.width % self.heads:
             raise ConfigError(f"model.width={self.width} is not divisible by model.heads={self.heads}")
         if self.kv_heads and self.heads % self.kv_heads:

@@ -64,15 +64,22 @@ def _declared(axes: tuple[str | None, ...]) -> Callable[..., Any]:
     return nn.with_logical_partitioning(nn.initializers.zeros, axes)
 
 
-def _linear(config: ModelConfig, features: int, axes: tuple[str, str], name: str | None, bias: bool) -> nn.Dense:
-    return nn.Dense(
-        features,
-        use_bias=bias,
-        dtype=config.dtype,
-        kernel_init=_declared(axes),
-        bias_init=_declared(axes[1:]),
-        name=name,
-    )
+class Linear(nn.Module):
+    """x W + b in the compute dtype. The bias is cast once it is broadcast, so that its gradient is a float32 sum."""
+
+    config: ModelConfig
+    features: int
+    axes: tuple[str, str]
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", _declared(self.axes), (x.shape[-1], self.features))
+        y = x @ kernel.astype(self.config.dtype)
+        if self.bias:
+            bias = self.param("bias", _declared(self.axes[1:]), (self.features,))
+            y = y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)
+        return y
 
 
 def _norm(config: ModelConfig, name: str | None = None, axis: str | None = "embed") -> nn.Module:
@@ -81,7 +88,13 @@ def _norm(config: ModelConfig, name: str | None = None, axis: str | None = "embe
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.norm_eps, config.dtype, scale_init=declared, name=name)
     return nn.LayerNorm(
-        config.norm_eps, config.dtype, use_bias=config.bias, scale_init=declared, bias_init=declared, name=name
+        config.norm_eps,
+        config.dtype,
+        use_bias=config.bias,
+        use_fast_variance=False,
+        scale_init=declared,
+        bias_init=declared,
+        name=name,
     )
 
 
@@ -117,7 +130,7 @@ class Attention(nn.Module):
         kv_heads = config.kv_heads or config.heads
 
         def heads(name: str, count: int, axis: str) -> Array:
-            x = _linear(config, count * config.head_dim, ("embed", axis), name, config.bias)(x_BTD)
+            x = Linear(config, count * config.head_dim, ("embed", axis), config.bias, name=name)(x_BTD)
             return x.reshape(batch, length, count, config.head_dim)
 
         q_BTHK = heads("q_proj", config.heads, "heads")
@@ -133,7 +146,9 @@ class Attention(nn.Module):
             self.sow("intermediates", "max_attention_logit", max_logit_H)
         else:
             out_BTHK = fused_attention(q_BTHK, k_BTGK, v_BTGK, segments_BT, config.attention)
-        return _linear(config, width, ("heads", "embed"), "o_proj", config.bias)(out_BTHK.reshape(batch, length, -1))
+        return Linear(config, width, ("heads", "embed"), config.bias, name="o_proj")(
+            out_BTHK.reshape(batch, length, -1)
+        )
 
 
 class MLP(nn.Module):
@@ -145,14 +160,14 @@ class MLP(nn.Module):
     def __call__(self, x_BTD: Array) -> Array:
         config = self.config
         mlp_width = config.mlp_width or 4 * config.width
-        up_BTF = _linear(config, mlp_width, ("embed", "mlp"), "up_proj", config.bias)(x_BTD)
+        up_BTF = Linear(config, mlp_width, ("embed", "mlp"), config.bias, name="up_proj")(x_BTD)
         activation = ACTIVATIONS[config.mlp]
         if config.mlp == "swiglu":
-            gate_BTF = _linear(config, mlp_width, ("embed", "mlp"), "gate_proj", config.bias)(x_BTD)
+            gate_BTF = Linear(config, mlp_width, ("embed", "mlp"), config.bias, name="gate_proj")(x_BTD)
             hidden_BTF = activation(gate_BTF) * up_BTF
         else:
             hidden_BTF = activation(up_BTF)
-        return _linear(config, config.width, ("mlp", "embed"), "down_proj", config.bias)(hidden_BTF)
+        return Linear(config, config.width, ("mlp", "embed"), config.bias, name="down_proj")(hidden_BTF)
 
 
 class Block(nn.Module):
@@ -219,18 +234,16 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.embed_tokens = nn.Embed(
-            config.vocabulary, config.width, dtype=config.dtype, embedding_init=_declared(("vocab", "embed"))
-        )
+        self.embed_tokens = nn.Embed(config.vocabulary, config.width, embedding_init=_declared(("vocab", "embed")))
         if config.positions == "learned":
             self.embed_positions = nn.Embed(
-                config.max_length, config.width, dtype=config.dtype, embedding_init=_declared(("positions", "embed"))
+                config.max_length, config.width, embedding_init=_declared(("positions", "embed"))
             )
         self.embedding = build_method(config.embedding, EMBEDDINGS)
         self.embed_norm = _norm(config)
         self.layers = _stack(config)(config, self.see_logits)
         self.norm = _norm(config)
-        self.lm_head = _linear(config, config.vocabulary, ("embed", "vocab"), None, False)
+        self.lm_head = Linear(config, config.vocabulary, ("embed", "vocab"))
 
     def hidden(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:
         """The final normed hidden states `[B, T, D]`, in the compute dtype.
@@ -241,21 +254,23 @@ class Transformer(nn.Module):
         """
         config = self.config
         length = tokens_BT.shape[1]
+        # Looked up in float32: the gradient of a frequent token is a long sum.
         x_BTD = self.embedding.apply(self.embed_tokens(tokens_BT), self.embed_norm)
         rotary_2TK = None
         if config.positions == "learned":
+            assert length <= config.max_length, f"{length} tokens, but {config.max_length} learned positions"
             x_BTD = x_BTD + self.embed_positions(jnp.arange(length))
         else:
             rotary_2TK = rotary_tables(length, config.head_dim, config.rope_theta)
-        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
+        x_BTD = nn.with_logical_constraint(x_BTD.astype(config.dtype), ("batch", "length", None))
         x_BTD, _ = self.layers(x_BTD, jnp.arange(1.0, config.layers + 1), rotary_2TK, segments_BT)
         placement: Placement = build_method(config.norm_placement, PLACEMENTS)
         return self.norm(x_BTD) if placement.final_norm else x_BTD
 
     def __call__(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:
         """Logits `[B, T, V]` in float32. Training never forms them: see `jaxstab.model.loss`."""
-        logits_BTV = self.lm_head(self.hidden(tokens_BT, segments_BT))
-        logits_BTV = logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32))
+        hidden_BTD = self.hidden(tokens_BT, segments_BT)
+        logits_BTV = self.lm_head(hidden_BTD.astype(jnp.promote_types(hidden_BTD.dtype, jnp.float32)))
         return capped(logits_BTV, self.config.logits_softcap)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxstab.config import ConfigError
 from jaxstab.optimize.layers import Bound, mean_square
 from jaxstab.table import Table
 
@@ -25,6 +26,7 @@ def adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
     Checked against: torch.optim.AdamW
     Certainty: primary; optax's scale_by_adam is what runs
     """
+    _check("adamw", b1, b2, eps)
     return lambda _: optax.scale_by_adam(b1, b2, eps)
 
 
@@ -40,6 +42,7 @@ def stable_adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
     Checked against: weights that the authors' StableAdamWUnfused gives, and NumPy in float64
     Certainty: primary (the authors' code, whose v is bias-corrected and whose decay isn't clipped)
     """
+    _check("stable_adamw", b1, b2, eps)
 
     def bind(table: Table) -> optax.GradientTransformation:
         adam = optax.scale_by_adam(b1, b2, eps)
@@ -56,3 +59,8 @@ def stable_adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
         return optax.GradientTransformation(adam.init, update)
 
     return bind
+
+
+def _check(rule: str, b1: float, b2: float, eps: float) -> None:
+    if not (0 <= b1 < 1 and 0 <= b2 < 1 and eps >= 0):
+        raise ConfigError(f"optimizer.rule.{rule}: b1={b1} and b2={b2} must be in [0, 1), eps={eps} not negative")

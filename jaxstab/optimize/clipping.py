@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from jaxstab.config import ConfigError
 from jaxstab.optimize.layers import Bound, norm, one_per_layer
 from jaxstab.table import Table
 
@@ -35,6 +36,8 @@ def global_norm(max_norm: Annotated[float, "Largest norm of the whole gradient."
     Checked against: torch.nn.utils.clip_grad_norm_
     Certainty: primary; optax's clip_by_global_norm is what runs
     """
+    if max_norm <= 0:
+        raise ConfigError(f"optimizer.clip.global_norm.max_norm={max_norm} must be positive; clip.method=none is off")
     return lambda _: optax.clip_by_global_norm(max_norm)
 
 

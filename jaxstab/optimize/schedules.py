@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
+from jaxstab.config import ConfigError
+
 Shape = Callable[[ArrayLike], Float[Array, ""]]
 Floor = Annotated[float, "Last value, as a fraction of the peak."]
 
@@ -56,6 +58,8 @@ def warmup_stable_decay(
     Paper: Hu et al. 2024 (arXiv:2404.06395); its linear form is that of Hägele et al. 2024 (arXiv:2405.18392)
     Checked against: torch.optim.lr_scheduler.SequentialLR of ConstantLR and LinearLR
     """
+    if not 0 < decay <= 1:
+        raise ConfigError(f"optimizer.schedule.warmup_stable_decay.decay={decay} must be above 0 and at most 1")
     return lambda fraction: linear(floor)((fraction - (1 - decay)) / decay)
 
 

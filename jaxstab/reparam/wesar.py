@@ -6,7 +6,9 @@ import math
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 
+from jaxstab.config import ConfigError
 from jaxstab.reparam.base import Method, Stored
 from jaxstab.table import Row, divided
 
@@ -29,12 +31,15 @@ def wesar(
     gate: the embedding of standard deviation 1 has the gate 1/σ = 158.
     """
 
+    if sigma <= 0:
+        raise ConfigError(f"reparam.wesar.sigma={sigma} must be positive")
+
     def rows(row: Row) -> dict[str, Row]:
         gate = row.gate(divided(row.std, sigma))
         return {"weight": row.replace(std=sigma, multiplier=1.0), "gate": gate}
 
     def init(row: Row, weight: jax.Array, std: jax.Array, key: jax.Array) -> tuple[Stored, Any]:
-        gate = std / sigma
+        gate = jnp.where(std > 0, std / sigma, 1.0)  # a matrix of zeros, as some imported ones are, stays one
         return {"weight": weight / gate, "gate": gate}, ()
 
     def effective(row: Row, stored: Stored, state: Any) -> tuple[jax.Array, Any]:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxstab import initialize, optimize, scale, stability
-from jaxstab.config import build_method
+from jaxstab.config import ConfigError, build_method
 from jaxstab.data import segment_ids
 from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.loss import LossSums, chunked_loss
@@ -97,6 +97,9 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     """
     mesh = scale.make_mesh(config.mesh) if mesh is None else mesh
     config.check_devices(mesh.shape["replica"] * mesh.shape["fsdp"])
+    platform = mesh.devices.flat[0].platform
+    if config.model.attention == "cudnn" and platform != "gpu":
+        raise ConfigError(f"model.attention=cudnn needs an NVIDIA GPU, not a {platform}; xla runs everywhere")
     model = Transformer(config.model, see_logits=config.optimizer.projection.method == "qk_clip")
     table = effective_table(config)
     methods = compose(config.reparam, METHODS)
@@ -104,7 +107,8 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     optimizer = optimize.build(config.optimizer, reparam.table, config.train.steps, table)
 
     def init(seed: Any) -> TrainState:
-        raw, state = reparam.init(initialize.draw(jax.random.key(seed), table))
+        key = jax.random.key(seed)
+        raw, state = reparam.init(initialize.draw(key, table), jax.random.fold_in(key, 1))
         clip, rule = optimizer.clip.init(raw), optimizer.update.init(raw)
         return TrainState(jnp.zeros((), jnp.int32), raw, state, clip, rule, jnp.ones((), bool))
 
@@ -244,7 +248,7 @@ def train_step(
     clip_effective = config.optimizer.clip_on == "effective"
     clipped, clip = optimizer.clip.update(gradients, state.clip) if clip_effective else (gradients, state.clip)
     (raw_gradients,) = pullback(clipped)
-    norm = optax.tree.norm(raw_gradients)
+    norm = optax.tree.norm(pullback(gradients)[0] if clip_effective else raw_gradients)
     if not clip_effective:
         clipped, clip = optimizer.clip.update(raw_gradients, state.clip)
         raw_gradients = clipped
