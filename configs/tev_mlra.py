@@ -37,8 +37,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.mlp = "gelu_tanh"
     config.model.bias = True
     config.model.dtype = "bfloat16"
-    # sigmaReparam gives every matrix a norm of its own, which a tied one can't have twice.
-    config.model.tie_embeddings = chosen["model"] != "sigma_reparam"
+    config.model.tie_embeddings = True
 
     config.init.method = "normal"
     config.reparam.method = METHODS[chosen["model"]]

@@ -68,6 +68,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config.reparam.wesar.trainable_gates = chosen["method"] != "wesar_fixed"
     if chosen["method"] in SIGMA:
         config.reparam[config.reparam.method].sigma = SIGMA[chosen["method"]] ** 0.5
+    # Its appendix C.2: gates from 1, and no gradient through the norm.
+    config.reparam.sigma_reparam.gate = "one"
+    config.reparam.sigma_reparam.differentiate = False
 
     batch, config.optimizer.learning_rate, config.optimizer.warmup = SETTINGS[chosen["setting"]]
     config.train.batch_size = batch // LENGTH

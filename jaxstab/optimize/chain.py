@@ -152,7 +152,7 @@ def _scale(multipliers: Any) -> optax.GradientTransformation:
 
 
 def _decay_and_rate(config: OptimizerConfig, table: Table, schedule: Callable[..., Any]) -> Any:
-    """-s_t η m (u + λ W), or -s_t (η m u + λ W) with independent decay (Wortsman et al. 2023, section 3.4)."""
+    """-s_t m η (u + λ W), or -s_t m (η u + λ W) with independent decay (Wortsman et al. 2023, section 3.4)."""
 
     def update(updates: Any, state: Any, params: Any, *, hypers: Hypers, **_: Any) -> tuple[Any, Any]:
         shape = schedule(state.count)
@@ -160,8 +160,8 @@ def _decay_and_rate(config: OptimizerConfig, table: Table, schedule: Callable[..
         def leaf(row: Any, u: jax.Array, w: jax.Array) -> jax.Array:
             decays = row.decay or (config.decay_gates and row.role == "gate")
             decay = (row.decay or 1.0) * hypers.weight_decay * w if decays else 0.0
-            rate = row.learning_rate * hypers.learning_rate
-            return -shape * (rate * u + decay) if config.independent_decay else -shape * rate * (u + decay)
+            rate, scale = hypers.learning_rate, -shape * row.learning_rate
+            return scale * (rate * u + decay) if config.independent_decay else scale * rate * (u + decay)
 
         return jax.tree.map(leaf, table, updates, params), optax.ScaleByScheduleState(state.count + 1)
 

@@ -11,13 +11,15 @@ import pytest
 from jaxstab.evaluate import evaluate, generate
 from jaxstab.initialize import draw, he, scaled
 from jaxstab.model.config import ModelConfig
+from jaxstab.model.embeddings import EmbeddingConfig
 from jaxstab.model.loss import LossSums
 from jaxstab.model.transformer import Transformer, read_table
 from jaxstab.train.config import Config
 from jaxstab.train.step import loss_sums
 
+UNIT = EmbeddingConfig(method="unit")
 VOCABULARY, LENGTH = 13, 8
-MODEL = ModelConfig(width=8, layers=2, heads=2, vocabulary=VOCABULARY, max_length=24, embedding="unit", remat="none")
+MODEL = ModelConfig(width=8, layers=2, heads=2, vocabulary=VOCABULARY, max_length=24, embedding=UNIT, remat="none")
 CONFIG = dataclasses.replace(Config(), model=MODEL, data=dataclasses.replace(Config().data, length=LENGTH))
 WEIGHTS = jax.tree.map(lambda leaf: 3 * leaf, draw(jax.random.key(0), scaled(read_table(MODEL), he())))
 
@@ -39,7 +41,7 @@ class Records:
 
 @jax.jit
 def model_sums(weights, tokens, valid):
-    return loss_sums(Transformer(MODEL), None, CONFIG, weights, tokens, valid)[1]
+    return loss_sums(Transformer(MODEL), None, CONFIG, weights, tokens, valid)[1][0]
 
 
 def bigram_sums(weights, tokens, valid):

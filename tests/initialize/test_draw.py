@@ -12,6 +12,7 @@ from scipy import stats
 from jaxstab import scale
 from jaxstab.initialize import draw, he, scaled, small
 from jaxstab.model.config import ModelConfig
+from jaxstab.model.embeddings import unit
 from jaxstab.model.transformer import read_table
 from jaxstab.table import Row
 
@@ -54,10 +55,10 @@ def test_every_matrix_is_normal_with_the_scale_s_standard_deviation(backbone, ex
 
 
 def test_unit_embedding_has_standard_deviation_one_and_keeps_what_is_stored():
-    row = scaled(read_table(MODEL), small(), embedding="unit")["embed_tokens"]["embedding"]
+    row = scaled(read_table(MODEL), small(), embedding=unit().multiplier)["embed_tokens"]["embedding"]
     assert row.std == 1.0
     assert row.std / row.multiplier == pytest.approx(SMALL["embed_tokens"])
-    weights = drawn(table=scaled(read_table(MODEL), small(), embedding="unit"))
+    weights = drawn(table=scaled(read_table(MODEL), small(), embedding=unit().multiplier))
     assert np.std(weights["embed_tokens"]["embedding"]) == pytest.approx(1, rel=0.05)
     assert np.std(weights["embed_positions"]["embedding"]) == pytest.approx(SMALL["embed_positions"], rel=0.1)
 
@@ -110,7 +111,7 @@ def test_a_mesh_draws_bitwise_what_one_device_draws():
 
 
 def test_tied_embeddings_are_one_draw():
-    table = scaled(read_table(dataclasses.replace(MODEL, tie_embeddings=True)), he(), embedding="unit")
+    table = scaled(read_table(dataclasses.replace(MODEL, tie_embeddings=True)), he(), embedding=unit().multiplier)
     weights = drawn(table=table)
     embedding, head = weights["embed_tokens"]["embedding"], weights["lm_head"]["kernel"]
     np.testing.assert_allclose(head, embedding.T / math.sqrt(WIDTH), rtol=1e-6)

@@ -170,7 +170,7 @@ def test_the_loss_of_a_batch_counts_valid_rows_and_keeps_to_documents():
     tokens[:, 12] = end
     masked = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, mask_documents=True))
     model = Transformer(masked.model)
-    total, sums = jax.jit(lambda w, t, v: loss_sums(model, end, masked, w, t, v))(
+    total, (sums, _) = jax.jit(lambda w, t, v: loss_sums(model, end, masked, w, t, v))(
         weights, tokens, np.array([True, False])
     )
     expected = 0.0

@@ -148,8 +148,8 @@ def test_branches_of_one_layer_can_be_applied_alone():
     x = weights["embed_tokens"]["embedding"][TOKENS]
     for index in range(BASE.layers):
         layer = {"params": jax.tree.map(lambda w, index=index: w[index], weights["layers"])}
-        x = x + block.apply(layer, x, rotary, None, method="attention_branch")
-        x = x + block.apply(layer, x, method="mlp_branch")
+        x = block.apply(layer, x, jnp.float32(index + 1), rotary, None, method="attention_branch")
+        x = block.apply(layer, x, jnp.float32(index + 1), method="mlp_branch")
     hidden = Transformer(BASE).apply({"params": weights}, TOKENS, method="hidden")
     rms = np.sqrt((np.asarray(x) ** 2).mean(-1, keepdims=True) + BASE.norm_eps)
     np.testing.assert_allclose(hidden, x / rms * weights["norm"]["scale"], rtol=1e-4, atol=1e-5)

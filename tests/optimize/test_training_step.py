@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from jaxstab import initialize, optimize, scale, table
+from jaxstab.model.embeddings import unit
 from jaxstab.model.loss import chunked_loss
 from jaxstab.optimize import Hypers
 from jaxstab.reparam import reparameterize, wesar
@@ -29,7 +30,7 @@ TOKENS = np.random.default_rng(0).integers(0, 24, (8, 9)).astype(np.int32)
 SHAPES = {"embed_tokens": (24, 16), "layers": {"up_proj": (2, 16, 32), "down_proj": (2, 32, 16)}, "lm_head": (16, 24)}
 TREE = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), SHAPES, is_leaf=lambda s: isinstance(s, tuple))
 ROLES = {name: name for name in ("embed_tokens", "up_proj", "down_proj", "lm_head")}
-TABLE = initialize.scaled(table.read(TREE, ROLES), initialize.he(), embedding="unit")
+TABLE = initialize.scaled(table.read(TREE, ROLES), initialize.he(), embedding=unit().multiplier)
 
 
 def losses(weights, tokens):
@@ -38,7 +39,8 @@ def losses(weights, tokens):
     for up, down in zip(weights["layers"]["up_proj"], weights["layers"]["down_proj"], strict=True):
         hidden = hidden + jnp.tanh(hidden @ up) @ down
     mask = jnp.arange(8) <= tokens[:, :1] % 8
-    return chunked_loss(hidden, weights["lm_head"], tokens[:, 1:], mask, z_loss=BASE.train.z_loss, chunk=8)
+    loss, sums = chunked_loss(hidden, weights["lm_head"], tokens[:, 1:], mask, z_loss=BASE.train.z_loss, chunk=8)
+    return loss, (sums, {})
 
 
 @functools.cache
@@ -68,7 +70,7 @@ def by_hand():
     """Loss, gradient by the effective weights, and the function that pulls it back to what is stored."""
     rep, *_ = stepper()
     weights, pullback = jax.vjp(lambda raw: rep.merge(raw, start().reparam), start().raw)
-    (total, sums), gradient = jax.jit(jax.value_and_grad(losses, has_aux=True))(weights, TOKENS)
+    (total, (sums, _)), gradient = jax.jit(jax.value_and_grad(losses, has_aux=True))(weights, TOKENS)
     return total, sums, jax.tree.map(lambda leaf: leaf / sums.targets, gradient), lambda g: pullback(g)[0]
 
 

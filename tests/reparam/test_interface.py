@@ -32,17 +32,17 @@ def a_row_per_output(row, **changes):
 def weight_norm():
     """w = g v / |v| for every output unit, the norm differentiated (Salimans and Kingma 2016)."""
 
-    def init(weight, std, key):
+    def init(row, weight, std, key):
         return {"direction": weight, "gain": jnp.linalg.norm(weight, axis=0)}, ()
 
-    def effective(stored, state):
+    def effective(row, stored, state):
         direction = stored["direction"]
         return direction * (stored["gain"] / jnp.linalg.norm(direction, axis=0)), state
 
     def rows(row):
         return {"direction": row, "gain": a_row_per_output(row, decay=0.0, std=None)}
 
-    return Method(lambda row: True, rows, init, effective)
+    return Method(lambda row: row.is_matrix, rows, init, effective)
 
 
 def sigma_reparam():
@@ -51,22 +51,27 @@ def sigma_reparam():
     def normal(vector):
         return vector / jnp.linalg.norm(vector)
 
-    def init(weight, std, key):
+    def init(row, weight, std, key):
         return {"weight": weight, "gate": jnp.float32(1.5)}, {"u": normal(jax.random.normal(key, weight.shape[:1]))}
 
-    def effective(stored, state):
+    def effective(row, stored, state):
         weight = stored["weight"]
         v = jax.lax.stop_gradient(normal(state["u"] @ weight))
         u = jax.lax.stop_gradient(normal(weight @ v))
         return stored["gate"] / (u @ weight @ v) * weight, {"u": u}
 
-    return Method(lambda row: row.role != "embed_tokens", lambda r: {"weight": r, "gate": r.gate(1.5)}, init, effective)
+    return Method(
+        lambda row: row.is_matrix and row.role != "embed_tokens",
+        lambda r: {"weight": r, "gate": r.gate(1.5)},
+        init,
+        effective,
+    )
 
 
 def low_rank(rank, *roles):
     """W = U V, started at the nearest such product by singular values."""
 
-    def init(weight, std, key):
+    def init(row, weight, std, key):
         u, s, v = jnp.linalg.svd(weight, full_matrices=False)
         root = jnp.sqrt(s[:rank])
         return {"u": u[:, :rank] * root, "v": root[:, None] * v[:rank]}, ()
@@ -79,7 +84,9 @@ def low_rank(rank, *roles):
             "v": row.replace(shape=(*stack, rank, fan_out), axes=(*layers, None, out), std=None),
         }
 
-    return Method(lambda row: row.role in roles, rows, init, lambda stored, state: (stored["u"] @ stored["v"], state))
+    return Method(
+        lambda row: row.role in roles, rows, init, lambda row, stored, state: (stored["u"] @ stored["v"], state)
+    )
 
 
 # A stack of two layers with matrices of several shapes, and one matrix outside it.
@@ -338,7 +345,7 @@ def losses(weights, tokens):
         hidden = hidden + jnp.tanh(hidden * layer["norm"] @ layer["up"]) @ layer["down"] + hidden @ layer["q"]
     logits = hidden @ weights["head"]
     total = jnp.sum(jnp.square(logits - jax.nn.one_hot(tokens, 9)))
-    return total, LossSums(total, total, total, jnp.float32(tokens.size))
+    return total, (LossSums(total, total, total, jnp.float32(tokens.size)), {})
 
 
 def one_step(accumulation, tokens, raw, state):

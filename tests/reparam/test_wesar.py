@@ -11,6 +11,7 @@ import pytest
 
 from jaxstab.initialize import draw, he, scaled, small
 from jaxstab.model.config import ModelConfig
+from jaxstab.model.embeddings import unit
 from jaxstab.model.transformer import Transformer, read_table
 from jaxstab.optimize import Hypers, OptimizerConfig, build
 from jaxstab.reparam import identity, reparameterize, wesar
@@ -29,7 +30,7 @@ def logits(weights):
 
 
 def table_of(model, backbone=None):
-    return scaled(read_table(model), backbone or he(), embedding="unit")
+    return scaled(read_table(model), backbone or he(), embedding=unit().multiplier)
 
 
 def wrapped(table, *methods, seed=0):

@@ -11,18 +11,20 @@ import pytest
 from jaxstab import scale
 from jaxstab.config import ConfigError
 from jaxstab.model.config import ModelConfig
+from jaxstab.model.embeddings import EmbeddingConfig
 from jaxstab.optimize import Hypers
 from jaxstab.scale import MeshConfig
 from jaxstab.table import Row
 from jaxstab.train.config import Config
 from jaxstab.train.step import build
 
+UNIT = EmbeddingConfig(method="unit")
 D, LAYERS, MLP, VOCABULARY, LENGTH, BATCH, STEPS = 16, 2, 64, 32, 8, 8, 10
 BASE = Config()
 BASE = dataclasses.replace(
     BASE,
     model=ModelConfig(
-        D, LAYERS, heads=4, kv_heads=2, vocabulary=VOCABULARY, max_length=LENGTH, embedding="unit", remat="none"
+        D, LAYERS, heads=4, kv_heads=2, vocabulary=VOCABULARY, max_length=LENGTH, embedding=UNIT, remat="none"
     ),
     reparam=dataclasses.replace(BASE.reparam, method="wesar"),
     data=dataclasses.replace(BASE.data, length=LENGTH),

@@ -43,7 +43,8 @@ STEPS, BATCH, LENGTH, VOCABULARY = 8, 4, 16, 31
 
 def tiny(**mesh):
     config = default_config()
-    config.model.update(width=16, layers=2, heads=2, vocabulary=VOCABULARY, max_length=LENGTH, embedding="unit")
+    config.model.update(width=16, layers=2, heads=2, vocabulary=VOCABULARY, max_length=LENGTH)
+    config.model.embedding.method = "unit"
     config.reparam.method = "wesar"
     config.optimizer.warmup = 3
     config.train.update(steps=STEPS, batch_size=BATCH, accumulation=2, loss_chunk=8)

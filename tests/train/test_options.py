@@ -107,6 +107,7 @@ def differ(one, other):
 CONTEXT = {
     "optimizer.clip_on": {"reparam.method": "wesar", "optimizer.clip.global_norm.max_norm": 0.01},
     "optimizer.decay_gates": {"reparam.method": "wesar"},
+    "reparam.weight_norm.constant": {"reparam.weight_norm.gate": "constant"},
     "optimizer.clip.method": {"optimizer.clip.global_norm.max_norm": 0.01},
     "optimizer.clip.global_norm.max_norm": {"optimizer.clip.global_norm.max_norm": 0.01},
     "model.norm_eps": {"model.norm_eps": 0.1},
@@ -126,6 +127,7 @@ EQUIVALENT = {
     "model.remat": "recomputes the same",
     "model.attention": "another kernel for the same, on GPUs alone",
     "model.embedding.method=scaled": "He's standard deviation is 1/sqrt(d), so that unit is scaled",
+    "init.method=megatron": "Small by another name",
     "train.accumulation": "the same batch in parts",
     "train.loss_chunk": "the same loss in parts",
     "train.batch_size": "the batch is given here",
@@ -140,7 +142,7 @@ def alternatives():
         if not key.startswith(SECTIONS) or key.startswith(NOT_TRAINING) or key in EQUIVALENT:
             continue
         context = dict(CONTEXT.get(key, {}))
-        section, _, option = key.rpartition(".")
+        section, _, _ = key.rpartition(".")
         if f"{section.rpartition('.')[0]}.method" in METHOD_KEYS:
             context |= {f"{section.rpartition('.')[0]}.method": section.rpartition(".")[2]}
         for value in VALUES.get(key, _others(kind, default, choices)):
