@@ -75,7 +75,7 @@ def effect(placement, layers, scale, optimizer, rate):
     ("placement", "scale"), [("deepnorm", deepnorm()), ("none", t_fixup())], ids=["deepnorm", "t_fixup"]
 )
 def test_the_first_update_s_effect_does_not_grow_with_depth(placement, scale):
-    """A gradient step's effect is O(rate) at any depth (DeepNet, theorem 4.2; T-Fixup, theorem 3.1).
+    """A gradient step's effect is O(rate) at any depth (Wang et al. 2022; Huang et al. 2020).
 
     Adam's steps have one size whatever the gradient. A branch's share of a gradient step is the square of its gradient,
     O(1/N), so that of Adam's is O(1/sqrt(N)) and their sum O(sqrt(N)).
