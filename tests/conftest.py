@@ -6,13 +6,14 @@ import pathlib
 from absl import flags
 
 CACHE = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
-DEVICES = "--xla_force_host_platform_device_count"
+# Most tests spend their time compiling: less of it, and programs are kept.
+FLAGS = {"--xla_force_host_platform_device_count": "8", "--xla_backend_optimization_level": "0"}
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+for flag, value in FLAGS.items():
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={value}".strip()
 
-# Small programs are kept too: most tests spend their time compiling.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

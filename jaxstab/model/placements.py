@@ -78,7 +78,8 @@ def deepnorm(
     Formula: N(α x + f(x)), α = (2N)^(1/4)
     Paper: Wang et al. 2022, DeepNet; GLM-130B (Zeng et al. 2023) has α = (2N)^(1/2).
     Parameters: one norm a branch.
-    Checked against: NumPy float64 (tests/model); the first update's effect stays bounded as depth grows.
+    Checked against: NumPy float64 (tests/model); the effect of the matrices' first SGD update stays bounded
+      as depth grows (tests/train/test_promises.py).
     Certainty: α remembered for DeepNorm, secondary for GLM-130B.
     """
 

@@ -1,6 +1,10 @@
-"""Options together, and one by one: every allowed pair takes a finite step, and no key is ignored."""
+"""Options together, and one by one: every allowed pair takes a finite step, and no key is ignored.
+
+That a key does what it says is for the tests of its room; here a key that nothing reads fails.
+"""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,6 @@ import pytest
 from jaxstab.config import ConfigError, declared
 from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.placements import PLACEMENTS
-from jaxstab.model.transformer import Transformer
 from jaxstab.optimize import Hypers
 from jaxstab.reparam import METHODS
 from jaxstab.table import rows
@@ -70,8 +73,10 @@ def covering(dimensions):
         yield best
 
 
-@pytest.mark.parametrize("combination", covering(DIMENSIONS), ids=lambda combination: "-".join(combination.values()))
-def test_every_pair_takes_a_finite_step_and_merge_keeps_the_logits(combination):
+@pytest.mark.parametrize(
+    "combination", list(covering(DIMENSIONS)), ids=lambda combination: "-".join(combination.values())
+)
+def test_every_pair_takes_finite_steps_and_merges_to_the_model_s_weights(combination):
     changes = {**combination, **ATTENTION[combination["attention"]]}
     del changes["attention"]
     program = build(config_of(changes), end=3)
@@ -80,27 +85,17 @@ def test_every_pair_takes_a_finite_step_and_merge_keeps_the_logits(combination):
         state, (scalars, _) = program.step(state, TOKENS, HYPERS)
     assert scalars["train/finite"] == 1
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.raw))
-    merged = program.merge(state)
-    effective, _ = program.reparam.effective(state.raw, state.reparam)
-    logits = [Transformer(program.config.model).apply({"params": each}, TOKENS[:, 1:]) for each in (merged, effective)]
-    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
+    merged = jax.eval_shape(program.merge, state)
+    assert jax.tree.map(lambda leaf: leaf.shape, merged) == jax.tree.map(lambda row: row.shape, program.table)
 
 
 def signature(changes):
-    """Everything that an option may change: what is stored, and losses, norms and weights of a few steps."""
+    """What is stored, and the programs that start and train it, constants included: an ignored key leaves no trace."""
     program = build(config_of(changes), end=3)
-    state = program.init(0)
-    found = []
-    for _ in range(3):
-        state, (scalars, _) = program.step(state, TOKENS, HYPERS)
-        found += [scalars["train/loss"], scalars["train/grad_norm"], scalars["train/learning_rate"]]
-    found += [jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(program.merge(state))]
-    found += [jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(state.raw)]
-    return tuple((row.path, row.shape) for row in rows(program.reparam.table)), np.array(jax.device_get(found))
-
-
-def differ(one, other):
-    return one[0] != other[0] or not np.allclose(one[1], other[1], rtol=1e-6, atol=0)
+    programs = [jax.make_jaxpr(program.init)(0), jax.make_jaxpr(program.step)(program.abstract, TOKENS, HYPERS)]
+    table = rows(program.table) + rows(program.reparam.table)
+    hypers = program.config.optimizer.learning_rate, program.config.optimizer.weight_decay, program.config.train.seed
+    return table, re.sub(r"0x[0-9a-f]+", "", "".join(map(str, programs))), hypers
 
 
 # What has to be set for a key to have an effect, and values where the rule below makes none that fits.
@@ -113,6 +108,10 @@ CONTEXT = {
     "model.norm_eps": {"model.norm_eps": 0.1},
 }
 VALUES = {
+    "optimizer.rule.adamw.b1": [0.5],
+    "optimizer.rule.adamw.b2": [0.5],
+    "optimizer.rule.stable_adamw.b1": [0.5],
+    "optimizer.rule.stable_adamw.b2": [0.5],
     "model.heads": [4],
     "model.kv_heads": [1],
     "model.layers": [3],
@@ -132,6 +131,8 @@ EQUIVALENT = {
     "train.loss_chunk": "the same loss in parts",
     "train.batch_size": "the batch is given here",
     "train.extend": "where the run ends",
+    "train.length_warmup": "cuts batches before the step (tests/train/test_lengths.py)",
+    "train.warmup_lengths": "cuts batches before the step (tests/train/test_lengths.py)",
 }
 SECTIONS = ("model.", "init.", "reparam.", "optimizer.", "train.")
 
@@ -163,11 +164,11 @@ def _others(kind, default, choices):
     return []
 
 
-@pytest.mark.parametrize(("key", "context", "value"), alternatives(), ids=lambda part: str(part)[:40])
+@pytest.mark.parametrize(("key", "context", "value"), list(alternatives()), ids=lambda part: str(part)[:40])
 def test_no_key_is_ignored(key, context, value):
     base = context | {key: context[key]} if key in context else context
     try:
         changed = signature({**context, key: value})
     except ConfigError as refusal:
         pytest.fail(f"{key}={value} was refused: {refusal}")
-    assert differ(signature(base), changed), f"{key}={value} changes nothing"
+    assert signature(base) != changed, f"{key}={value} changes nothing"
