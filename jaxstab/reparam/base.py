@@ -48,6 +48,7 @@ class Method(NamedTuple):
       absorbs: whether its gate takes a matrix's constant multiplier in. Otherwise the constant stays outside, and the
         method sees neither it nor its share of the standard deviation.
       preserves: whether `init` keeps the effective weight that it is given.
+      linear: whether scaling what is stored scales the effective weight; not where a norm is divided out.
       prepare: (reparam, raw, state, outputs) -> raw: a phase before the first step, given `outputs`, effective weights
         -> {path of a matrix: what it puts out on a batch, with a leading layer axis where it is stacked}.
     """
@@ -59,6 +60,7 @@ class Method(NamedTuple):
     kind: str = "gate"
     absorbs: bool = False
     preserves: bool = True
+    linear: bool = True
     prepare: Callable[..., Raw] | None = None
 
 

@@ -68,7 +68,8 @@ def weight_norm(
         return jnp.expand_dims(stored["gate"], axis) * jax.lax.rsqrt(squares + TINY) * weight, state
 
     prepare = calibrate if gate == "data" else None
-    return Method(lambda row: row.is_matrix, rows, init, effective, preserves=gate == "norm", prepare=prepare)
+    preserves = gate == "norm"
+    return Method(lambda row: row.is_matrix, rows, init, effective, preserves=preserves, linear=False, prepare=prepare)
 
 
 def calibrate(reparam: Reparameterization, raw: Raw, state: State, outputs: Outputs) -> Raw:

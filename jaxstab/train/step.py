@@ -103,6 +103,11 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     model = Transformer(config.model, see_logits=config.optimizer.projection.method == "qk_clip")
     table = effective_table(config)
     methods = compose(config.reparam, METHODS)
+    if model.see_logits and (config.model.qk_norm or not all(method.linear for method in methods)):
+        raise ConfigError(
+            "optimizer.projection.method=qk_clip scales stored queries and keys, which changes no logit under "
+            "model.qk_norm or a reparameterization that divides a norm out; leave one of them out"
+        )
     reparam = reparameterize(table, *methods)
     optimizer = optimize.build(config.optimizer, reparam.table, config.train.steps, table)
 
