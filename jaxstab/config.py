@@ -74,7 +74,11 @@ def method_section(
 
 
 def _option_of(parameter: inspect.Parameter, method: Callable[..., Any]) -> tuple[str, Any, Any]:
-    hint = typing.get_type_hints(method, include_extras=True)[parameter.name]
+    hint = typing.get_type_hints(method, include_extras=True).get(parameter.name)
+    if typing.get_origin(hint) is not typing.Annotated:
+        raise TypeError(
+            f"option {parameter.name} of {method.__name__} needs a type and a line: Annotated[float, '...']"
+        )
     kind, doc, *choices = typing.get_args(hint)
     return parameter.name, kind, option(parameter.default, doc, choices=choices[0] if choices else None)
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxstab.config import ConfigError
-from jaxstab.table import Row, Table, divided, leaves_of, like
+from jaxstab.table import Row, Table, divided, leaves_of, like, path_of
 from jaxstab.table import rows as rows_of
 
 Weights = Any  # tree of effective weights
@@ -148,13 +148,26 @@ def _bind(method: Method, table: Table) -> Reparameterization:
         weight, state = (jax.vmap(joined) if row.stacked else joined)(stored, state)
         return _times(constant(row), weight), state
 
+    stored_table = jax.tree.map(rows, table)
+
     def init(weights: Weights, key: jax.Array) -> tuple[Raw, State]:
-        return _unzip(table, jax.tree.map(lambda row, weight: init_leaf(row, weight, key), table, weights))
+        raw, state = _unzip(table, jax.tree.map(lambda row, weight: init_leaf(row, weight, key), table, weights))
+        _check_shapes(stored_table, raw)
+        return raw, state
 
     def effective(raw: Raw, state: State) -> tuple[Weights, State]:
         return _unzip(table, jax.tree.map(effective_leaf, table, raw, state))
 
-    return Reparameterization(jax.tree.map(rows, table), init, effective)
+    return Reparameterization(stored_table, init, effective)
+
+
+def _check_shapes(table: Table, raw: Raw) -> None:
+    """Tells the author of a method where its `init` stores something else than its `rows` say."""
+    said = {row.path: row.shape for row in rows_of(table)}
+    made = {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(raw)}
+    if said != made:
+        path = min(dict(said.items() ^ made.items()))
+        raise ValueError(f"a method's rows say {path} {said.get(path)}, its init gives {made.get(path)}")
 
 
 def _std(row: Row, weight: jax.Array) -> jax.Array:
@@ -192,7 +205,8 @@ def _stored_form(table: Table) -> Reparameterization:
         leaves = leaves_of(table, raw)
         used = []
         for row, stored, source in zip(flat, leaves, sources, strict=True):
-            used.append(_times(row.multiplier, stored if source is None else leaves[source].T))
+            shared = stored if source is None else leaves[source].T if row.is_matrix else leaves[source]
+            used.append(_times(row.multiplier, shared))
         return like(table, used), state
 
     stored = [
