@@ -106,13 +106,13 @@ def calibrate(reparam: Reparameterization, raw: Raw, state: State, outputs: Outp
 
 
 def linen_outputs(model: nn.Module, *inputs: Any) -> Outputs:
-    """What every nn.Dense and nn.Embed of a Linen model puts out on a batch, in float32, all in memory at once.
+    """What every module with a kernel or an embedding puts out on a batch, in float32, all in memory at once.
 
     Modules under `nn.scan` need "intermediates" among their variable_axes.
     """
 
     def chosen(module: nn.Module, method: str) -> bool:
-        return isinstance(module, nn.Dense | nn.Embed) and method == "__call__"
+        return method == "__call__" and any(module.has_variable("params", name) for name in ("kernel", "embedding"))
 
     def outputs(weights: Weights) -> dict[str, jax.Array]:
         _, variables = model.apply(

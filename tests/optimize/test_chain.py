@@ -69,8 +69,8 @@ def by_hand(leaf, gradients, config, *, rate=1.0, decay=0.0, eps=1.0):
         m, v = adam.b1 * m + (1 - adam.b1) * g, adam.b2 * v + (1 - adam.b2) * g * g
         unit = (m / (1 - adam.b1 ** (step + 1))) / (np.sqrt(v / (1 - adam.b2 ** (step + 1))) + eps * adam.eps)
         pull = decay * config.weight_decay * w
-        learning = rate * config.learning_rate
-        w = w - schedule_of(step) * (learning * unit + pull if config.independent_decay else learning * (unit + pull))
+        peak = config.learning_rate
+        w = w - schedule_of(step) * rate * (peak * unit + pull if config.independent_decay else peak * (unit + pull))
     return w
 
 

@@ -34,15 +34,15 @@ def power_iteration():
     def unit(vector):
         return vector / jnp.linalg.norm(vector)
 
-    def init(weight, row, key):
+    def init(row, weight, std, key):
         return {"weight": weight}, unit(jax.random.normal(key, weight.shape[:1]))
 
-    def effective(stored, left):
+    def effective(row, stored, left):
         right = unit(left @ stored["weight"])
         left = unit(stored["weight"] @ right)
         return stored["weight"] / (left @ stored["weight"] @ right), jax.lax.stop_gradient(left)
 
-    return Method(lambda row: row.stacked, lambda row: {"weight": row}, init, effective)
+    return Method(lambda row: row.stacked and row.is_matrix, lambda row: {"weight": row}, init, effective)
 
 
 def kill():
@@ -161,7 +161,7 @@ def resume(variant, reference, tiny, tmp_path):
 
 
 def files(directory):
-    return [path for path in directory.rglob("*") if path.is_file()]
+    return [path for path in directory.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
 def last_metrics(workdir):

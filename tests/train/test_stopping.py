@@ -42,7 +42,7 @@ def send(monkeypatch, *numbers, step):
         real(self, at, *rest)
         if at == step:
             for number in numbers:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)  # handled before the next one
 
     monkeypatch.setattr(RunLogger, "train", train)
 
