@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
 
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup = 50
-    config.train.steps = 1000
+    config.train.steps = 700
     config.train.batch_size = 16
     config.train.loss_chunk = 128
 
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.data.length = 128
     config.data.validation_fraction = 0.05
 
-    config.eval.every = 250
+    config.eval.every = 175
     config.eval.sample_length = 120
-    config.checkpoint.every = 250
+    config.checkpoint.every = 175
     return config
