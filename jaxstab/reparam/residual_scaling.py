@@ -14,7 +14,7 @@ def residual_scaling() -> Method:
     Paper: Noci et al. 2022, equation 8 and section 4.3; Nishida et al. 2024, section 5.3 and appendix C.3.
     Parameters: none.
     Checked against: branches scaled one by one in the model (tests/reparam).
-    Certainty: primary, by papers/wesar.txt's account of it.
+    Certainty: primary, by Nishida et al.'s account of it.
 
     The effective std stays the backbone's, whose own 1/√(2N), if it has one, isn't applied twice: what is stored is
     √(2N) times larger than without.
