@@ -248,4 +248,6 @@ def test_bfloat16_gradients_of_frequent_tokens_and_biases_are_float32_sums():
         return np.linalg.norm(half - full) / (np.linalg.norm(full) + 1e-2 * largest)
 
     errors = jax.tree_util.tree_leaves_with_path(jax.tree.map(error, gradients["bfloat16"], gradients["float32"]))
-    assert {jax.tree_util.keystr(path): f"{value:.0%}" for path, value in errors if value > 0.05} == {}
+    # How a product of matrices is accumulated is the backend's: XLA's for CPUs has been worse than 5%.
+    sums = {jax.tree_util.keystr(path): value for path, value in errors if "kernel" not in jax.tree_util.keystr(path)}
+    assert len(sums) > 6 and {path: f"{value:.0%}" for path, value in sums.items() if value > 0.05} == {}
