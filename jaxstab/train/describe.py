@@ -5,24 +5,23 @@ from __future__ import annotations
 from jax.sharding import AbstractMesh
 
 from jaxstab import scale
-from jaxstab.reparam import METHODS, Method, compose, reparameterize
+from jaxstab.reparam import Method
 from jaxstab.table import Row, Std, Table, count, rows
 from jaxstab.train.config import Config
-from jaxstab.train.step import effective_table
+from jaxstab.train.step import reparameterized
 
 COLUMNS = ("path", "role", "shape", "stored std", "gate", "effective std", "decay", "sharding")
 
 
 def describe(config: Config) -> list[tuple[str, ...]]:
     """One row of text for every stored leaf, under COLUMNS. The vocabulary must be resolved."""
-    effective, methods = effective_table(config), compose(config.reparam, METHODS)
-    stored = reparameterize(effective, *methods).table
-    return [_cells(row, _source(row, effective), stored, methods, config) for row in rows(stored)]
+    effective, methods, reparam = reparameterized(config)
+    return [_cells(row, _source(row, effective), reparam.table, methods, config) for row in rows(reparam.table)]
 
 
 def total(config: Config) -> int:
     """The exact number of stored parameters."""
-    return count(reparameterize(effective_table(config), *compose(config.reparam, METHODS)).table)
+    return count(reparameterized(config)[2].table)
 
 
 def show(config: Config) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,7 +21,7 @@ from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.loss import LossSums, chunked_loss
 from jaxstab.model.transformer import Transformer, read_table
 from jaxstab.optimize import Hypers, Optimizer
-from jaxstab.reparam import METHODS, Reparameterization, compose, linen_outputs, reparameterize
+from jaxstab.reparam import METHODS, Method, Reparameterization, compose, linen_outputs, reparameterize
 from jaxstab.table import Table
 from jaxstab.train.config import Config
 
@@ -101,14 +100,12 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     if config.model.attention == "cudnn" and platform != "gpu":
         raise ConfigError(f"model.attention=cudnn needs an NVIDIA GPU, not a {platform}; xla runs everywhere")
     model = Transformer(config.model, see_logits=config.optimizer.projection.method == "qk_clip")
-    table = effective_table(config)
-    methods = compose(config.reparam, METHODS)
+    table, methods, reparam = reparameterized(config)
     if model.see_logits and (config.model.qk_norm or not all(method.linear for method in methods)):
         raise ConfigError(
             "optimizer.projection.method=qk_clip scales stored queries and keys, which changes no logit under "
             "model.qk_norm or a reparameterization that divides a norm out; leave one of them out"
         )
-    reparam = reparameterize(table, *methods)
     optimizer = optimize.build(config.optimizer, reparam.table, config.train.steps, table)
 
     def init(seed: Any) -> TrainState:
@@ -154,6 +151,12 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     )
 
 
+def reparameterized(config: Config) -> tuple[Table, tuple[Method, ...], Reparameterization]:
+    """The table of the effective weights, the chosen methods, and these bound to it."""
+    table, methods = effective_table(config), compose(config.reparam, METHODS)
+    return table, methods, reparameterize(table, *methods)
+
+
 def effective_table(config: Config) -> Table:
     """The table of the effective weights, with their initial scales."""
     backbone = build_method(config.init, initialize.SCALES)
@@ -164,14 +167,9 @@ def effective_table(config: Config) -> Table:
 def _on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """Traces `function` where the logical axes of activations mean those of the mesh."""
 
-    @contextlib.contextmanager
-    def context() -> Iterator[None]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(scale.RULES):
-            yield
-
     @functools.wraps(function)
     def traced(*arguments: Any) -> Any:
-        with context():
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(scale.RULES):
             return function(*arguments)
 
     return traced
@@ -181,7 +179,6 @@ def _state_shardings(abstract: TrainState, raw_table: Table, optimizer: Optimize
     """Optimizer moments lie as their parameters do; everything small is on every device."""
     raw: Any = scale.shardings(raw_table, mesh)
     whole: Any = scale.replicated(mesh)
-
     return TrainState(
         step=whole,
         raw=raw,
