@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxstab.diagnose.series import Run, Series, events, usual
-from jaxstab.table import BRANCH_OUTPUTS, Row
+from jaxstab.table import Row
 
 CAUSES = {
     "none": "nothing out of the ordinary",
@@ -59,8 +59,9 @@ def find_causes(run: Run) -> list[Cause]:
 
     An earlier change of weights explains what follows it; a learning rate explains spikes that look like data's.
     """
-    weights = [*changed_at_start(run), *changed_weights(run)]
-    found = [*weights, *too_fast(run), *grown_logits(run), *odd_batches(run), *not_finite(run)]
+    fast = too_fast(run)
+    weights = [*changed_at_start(run), *changed_weights(run, sure=bool(fast))]
+    found = [*weights, *fast, *grown_logits(run), *odd_batches(run), *not_finite(run)]
     return found or [Cause("none", evidence=("no measurement left what is usual in a way that a cause is known for",))]
 
 
@@ -109,7 +110,7 @@ def jumps(run: Run) -> list[Jump]:
     """Changes of a matrix that its updates don't explain, the largest of each step first.
 
     A change is beyond the update where |‖W'‖ - ‖W‖| > ‖ΔW‖. A smaller one is told by being unlike the changes of that
-    matrix before, where no more than a tenth of all matrices changed in an unusual way at that step.
+    matrix before and after, where no more than a tenth of all matrices changed in an unusual way at that step.
     """
     found: dict[tuple[int, str, int | None], Jump] = {}
     matrices = 0
@@ -148,7 +149,9 @@ def _jumps_of(role: str, norms: Series, ratios: Series, run: Run) -> Iterable[Ju
     rows = np.flatnonzero(candidate.any(axis=1))
     center, spread = usual(change, rows, WINDOW, 6)
     floor = np.maximum(0.01 * ratio[rows], 1e-4)
-    unusual = np.abs(change[rows] - center) > UNUSUAL * np.maximum(spread, floor)
+    off = np.abs(change[rows] - center)
+    following = np.concatenate([change[1:], np.full_like(change[:1], np.nan)])[rows]  # updates go on, a hand does not
+    unusual = (off > UNUSUAL * np.maximum(spread, floor)) & (np.abs(following - center) < 0.5 * off)
     for row, is_unusual in zip(rows, unusual & candidate[rows], strict=True):
         for layer in np.flatnonzero(is_unusual | beyond[row]):
             yield Jump(
@@ -166,9 +169,9 @@ def _stacked(role: str) -> bool:
     return not role.startswith(("embed_", "lm_head"))
 
 
-def changed_weights(run: Run) -> list[Cause]:
-    """Jumps as causes: of one matrix, or of a layer's queries and keys."""
-    found = jumps(run)
+def changed_weights(run: Run, sure: bool = False) -> list[Cause]:
+    """Jumps as causes: of one matrix, or of a layer's queries and keys; `sure` takes those beyond the update alone."""
+    found = [jump for jump in jumps(run) if jump.beyond or not sure]
     by_step: dict[int, list[Jump]] = {}
     for jump in found:
         by_step.setdefault(jump.step, []).append(jump)
@@ -454,5 +457,3 @@ def not_finite(run: Run) -> list[Cause]:
         return [Cause("nonfinite", role, place, None, step, (sentence, f"entries not finite in the gradient of {listed}"))]
     return [Cause("nonfinite", step=step, evidence=(sentence,))]
 
-
-BRANCHES = BRANCH_OUTPUTS
