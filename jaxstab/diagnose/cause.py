@@ -57,11 +57,14 @@ class Cause:
 def find_causes(run: Run) -> list[Cause]:
     """Causes that the evidence bears out, what it bears out best first; [Cause("none")] where there is none.
 
-    An earlier change of weights explains what follows it; a learning rate explains spikes that look like data's.
+    A change of weights explains what follows it. A learning rate that is far too high makes spikes that look like
+    data's; one that is a little too high doesn't.
     """
     fast = too_fast(run)
-    weights = [*changed_at_start(run), *changed_weights(run, sure=bool(fast))]
-    found = [*weights, *fast, *grown_logits(run), *odd_batches(run), *not_finite(run)]
+    violent = growth(run)[0] > VIOLENT
+    weights = [*changed_at_start(run), *changed_weights(run, sure=violent)]
+    odd = odd_batches(run)
+    found = [*weights, *(fast + odd if violent else odd + fast), *grown_logits(run), *not_finite(run)]
     return found or [Cause("none", evidence=("no measurement left what is usual in a way that a cause is known for",))]
 
 
@@ -202,10 +205,10 @@ def changed_at_start(run: Run) -> list[Cause]:
         expected, tolerance, what = _expected_norm(series, table.get(role))
         with np.errstate(divide="ignore", invalid="ignore"):
             factors = series.values[0] / expected
-        for layer in np.flatnonzero(np.abs(np.log(factors)) > tolerance):
-            place = int(layer) if _stacked(role) else None
-            text = f"{named(role, place)} began with {factors[layer]:.3g} times the norm {what}"
-            off.append((float(factors[layer]), role, place, text))
+        for column in np.flatnonzero(np.abs(np.log(factors)) > tolerance):
+            place = int(column) if _stacked(role) else None
+            text = f"{named(role, place)} began with {factors[column]:.3g} times the norm {what}"
+            off.append((float(factors[column]), role, place, text))
     small = [each for each in off if each[1] == "embed_tokens" and each[0] < 1]
     relative = _embedding_to_others(run, table)
     if small or relative:
@@ -310,35 +313,50 @@ def grown_logits(run: Run) -> list[Cause]:
 # -- a learning rate that is too high
 
 SPAN = 50
-GROWTH = math.sqrt(2)
+TOO_FAST = math.sqrt(2)
+VIOLENT = 3.0
 
 
-def too_fast(run: Run) -> list[Cause]:
-    """Whether the updates of 50 steps outweigh what was in most matrices before: median ‖W‖ times √2 or more.
+def growth(run: Run) -> tuple[float, int, int]:
+    """The most that the median matrix grew over 50 steps, ‖W̄‖ to ‖W̄‖, and the first and last of them.
 
-    Updates that add up like independent ones make ‖W‖² grow by the sum of ‖ΔW‖²: at √2, as much as was there.
+    (1, 0, 0) where norms of too few steps are there.
     """
+    steps, size = _log_norms(run)
+    span = min(SPAN, len(steps) - 1)
+    if span < 10:
+        return 1.0, 0, 0
+    grown = np.median(size[span:] - size[:-span], axis=1)
+    at = int(np.where(np.isfinite(grown), grown, -np.inf).argmax())
+    return math.exp(grown[at]), int(steps[at]), int(steps[at + span])
+
+
+def _log_norms(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and log ‖W̄‖ [n, matrices], or log ‖W‖ where that is all there is."""
     norms = run.measured("norm_effective") or run.measured("norm")
     if not norms:
-        return _loss_rises(run)
+        return np.zeros(0, np.int64), np.zeros((0, 0))
     steps = next(iter(norms.values())).steps
     columns = [series.values for series in norms.values() if np.array_equal(series.steps, steps)]
     with np.errstate(divide="ignore", invalid="ignore"):
-        size = np.log(np.concatenate(columns, axis=1))
-    span = min(SPAN, len(steps) - 1)
-    if span < 10:
+        return steps, np.log(np.concatenate(columns, axis=1))
+
+
+def too_fast(run: Run) -> list[Cause]:
+    """Whether the updates of 50 steps outweigh what was in most matrices before: median ‖W̄‖ times √2 or more.
+
+    Updates that add up like independent ones make ‖W‖² grow by the sum of ‖ΔW‖²: at √2, by as much as was there.
+    Where the norms say nothing of the kind, a loss that rises for good does.
+    """
+    factor, first, last = growth(run)
+    if not factor >= TOO_FAST:
         return _loss_rises(run)
-    growth = np.median(size[span:] - size[:-span], axis=1)
-    growth = np.where(np.isfinite(growth), growth, -np.inf)
-    at = int(growth.argmax())
-    if growth[at] < math.log(GROWTH):
-        return _loss_rises(run)
-    grown = np.flatnonzero(np.median(size - size[0], axis=1) > 0.5 * math.log(GROWTH))
-    onset = int(steps[grown[0]]) if len(grown) else int(steps[at])
-    everywhere = float(np.mean(size[at + span] - size[at] > 0.5 * math.log(GROWTH)))
+    steps, size = _log_norms(run)
+    typical = np.median(size, axis=1)
+    onset = int(steps[typical - typical[0] > 0.5 * math.log(TOO_FAST)][0])
     sentence = (
-        f"between steps {steps[at]} and {steps[at + span]} the median matrix grew to {math.exp(growth[at]):.3g} times "
-        f"its norm, and {everywhere:.0%} of all matrices by a fifth or more: updates outweigh what was there"
+        f"between steps {first} and {last} the median matrix grew to {factor:.3g} times its norm: its updates outweigh "
+        "what was there"
     )
     return [Cause("learning_rate", step=onset, evidence=(sentence, *_rate(run, onset)))]
 
@@ -394,7 +412,9 @@ def odd_batches(run: Run) -> list[Cause]:
         sentences = [
             f"the loss of step {first} is {loss[at]:.3f}, where {center[at]:.3f} is usual ({jump / spread[at]:+.0f} SD), "
             f"with a gradient norm of {norm[at]:.3g} ({norm_z:+.0f} SD); no weight had moved in an unusual way before it",
-            f"it stays apart until step {last}, and is back with the batches after" if len(after) else "the run ends so",
+            f"it stays apart until step {last}, and is back with the batches after"
+            if len(after)
+            else "the run ends so",
         ]
         found.append(Cause("data", step=first, evidence=tuple(sentences)))
     return found
@@ -412,7 +432,9 @@ def _apart(loss: Float[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray, np.nd
         if len(kept) >= 16:
             past = np.array(kept[-48:])
             level = np.median(kept[-12:])
-            trend = past - np.array([np.median(kept[max(0, j - 11) : j + 1]) for j in range(len(kept) - len(past), len(kept))])
+            trend = past - np.array(
+                [np.median(kept[max(0, j - 11) : j + 1]) for j in range(len(kept) - len(past), len(kept))]
+            )
             centers[i], spreads[i] = level, max(1.4826 * float(np.median(np.abs(trend))), 0.05)
             flags[i] = abs(value - level) > max(FAR * spreads[i], LEAST_JUMP)
         in_a_row = in_a_row + 1 if flags[i] else 0
@@ -454,6 +476,7 @@ def not_finite(run: Run) -> list[Cause]:
         role, layer = there[0]
         listed = ", ".join(named(r, at if _stacked(r) else None) for r, at in there[:6])
         place = layer if _stacked(role) else None
-        return [Cause("nonfinite", role, place, None, step, (sentence, f"entries not finite in the gradient of {listed}"))]
+        return [
+            Cause("nonfinite", role, place, None, step, (sentence, f"entries not finite in the gradient of {listed}"))
+        ]
     return [Cause("nonfinite", step=step, evidence=(sentence,))]
-

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxstab.diagnose.cause import Cause, named
+from jaxstab.diagnose.cause import SPAN, Cause, growth, named
 from jaxstab.diagnose.series import Run, Series
 from jaxstab.table import Row
 
@@ -157,7 +157,9 @@ def _small_mlp(run: Run, table: dict[str, Row]) -> Condition:
     row = table["up_proj"]
     product = float(up.values[0, 0] * down.values[0, 0])
     bound = 1 + product * (math.sqrt(row.fan_in) + math.sqrt(row.fan_out)) ** 2 / shortcut
-    found = f"s_1 s_2 = {product:.3g}, s_x' = {shortcut:.3g} ({after}): bound (15) is {bound:.3g} (at most {SMALL_BOUND:g})"
+    found = (
+        f"s_1 s_2 = {product:.3g}, s_x' = {shortcut:.3g} ({after}): bound (15) is {bound:.3g} (at most {SMALL_BOUND:g})"
+    )
     return Condition(paper, condition, bound <= SMALL_BOUND, found)
 
 
@@ -173,7 +175,9 @@ def _jacobians(run: Run) -> Condition:
         bound = bounds.get(branch)
         if bound is not None and bound.values.shape == series.values.shape:
             under = float(np.mean(series.values <= bound.values))
-            text += f", under its bound in {under:.0%} of the measurements (bound at most {np.nanmax(bound.values):.3g})"
+            text += (
+                f", under its bound in {under:.0%} of the measurements (bound at most {np.nanmax(bound.values):.3g})"
+            )
         texts.append(text)
     return Condition(paper, condition, all(value <= 2 * SMALL_BOUND for value in largest.values()), "; ".join(texts))
 
@@ -187,8 +191,12 @@ def _tev(run: Run) -> list[Condition]:
             found.append(_missing(paper, condition, f"stability/tev_mean/{role}"))
             continue
         growth = values[-1] / values[0]
-        text = f"{values[0]:.4g} at step {steps[0]}, {values[-1]:.4g} at step {steps[-1]}, at most {np.nanmax(values):.4g}"
-        found.append(Condition(paper, condition, bool(np.nanmax(values) / values[0] <= STEADY), f"{text} ({growth:.3g}x)"))
+        text = (
+            f"{values[0]:.4g} at step {steps[0]}, {values[-1]:.4g} at step {steps[-1]}, at most {np.nanmax(values):.4g}"
+        )
+        found.append(
+            Condition(paper, condition, bool(np.nanmax(values) / values[0] <= STEADY), f"{text} ({growth:.3g}x)")
+        )
     return found
 
 
@@ -230,11 +238,12 @@ def advice(run: Run, causes: list[Cause], found: list[Condition]) -> list[Advice
 def _against(run: Run, cause: Cause) -> list[Advice]:
     _, rates = run.one("train/learning_rate")
     peak = float(np.nanmax(rates)) if len(rates) else math.nan
-    lower = f"optimizer.learning_rate={peak / 3:.1g}" if math.isfinite(peak) else "optimizer.learning_rate (a third)"
+    factor = 2 * max(1.5, growth(run)[0])
+    lower = f"optimizer.learning_rate={peak / factor:.1g}" if math.isfinite(peak) else "optimizer.learning_rate=..."
     if cause.cause == "learning_rate":
         warmup = 2 * int(run.saved.get("optimizer.warmup", 0)) or 200
         return [
-            Advice(lower, "a third of the peak that this run had"),
+            Advice(lower, f"the peak of this run over {factor:.2g}, by how much matrices grew in {SPAN} steps"),
             Advice(f"optimizer.warmup={warmup}", "a longer warm-up, where the first updates are what is too large"),
             Advice("optimizer.rule.adamw.b2=0.95", "second moments that follow a change of the gradient sooner"),
         ]

@@ -38,7 +38,7 @@ def figures(run: Run, marks: list[int]) -> list[Figure]:
 
 
 def _figure(run: Run, marks: list[int], title: str, caption: str, draw: Callable[..., None]) -> Figure:
-    with _canvas() as figure:
+    with canvas() as figure:
         try:
             draw(run, figure)
         except _MissingError as missing:
@@ -51,12 +51,12 @@ def _figure(run: Run, marks: list[int], title: str, caption: str, draw: Callable
 
 
 @contextlib.contextmanager
-def _canvas() -> Iterator[Any]:
+def canvas() -> Iterator[Any]:
     """A figure that is drawn without a display, nor matplotlib's global state."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "jaxstab",
         "font.size": 9,
@@ -84,7 +84,9 @@ def svg_of(figure: Any) -> str:
     salt = f"f{abs(hash(text)) % 10**8}"
     text = re.sub(r'\bid="', f'id="{salt}', text)
     text = re.sub(r'(url\(|href=")#', rf"\1#{salt}", text)
-    return re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1), count=1)
+    return re.sub(
+        r'(<svg[^>]*?) height="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1), count=1
+    )
 
 
 def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,7 +144,9 @@ def _roles(axis: Any, found: dict[str, Series], layer: int, **style: Any) -> Non
 
 
 def _figure_1(run: Run, figure: Any) -> None:
-    found = {role: series for role, series in _last_layer(run, "update_ratio").items() if role in ("up_proj", "down_proj")}
+    found = {
+        role: series for role, series in _last_layer(run, "update_ratio").items() if role in ("up_proj", "down_proj")
+    }
     figure.set_size_inches(8.4, 3.8)
     top, bottom = figure.subplots(2, sharex=True)
     _line(top, *run.one("train/loss"), color="0.3")
@@ -161,7 +165,9 @@ def _figure_3(run: Run, figure: Any) -> None:
     for role in found:
         if role in effective and not np.allclose(effective[role].values[:, -1], found[role].values[:, -1], rtol=1e-3):
             series = effective[role]
-            _line(axis, series.steps, series.values[:, -1], color=COLORS[role], linestyle="--", label=f"{role}, effective")
+            _line(
+                axis, series.steps, series.values[:, -1], color=COLORS[role], linestyle="--", label=f"{role}, effective"
+            )
     axis.set_ylabel("‖W‖")
     axis.legend(ncols=2)
 
@@ -234,14 +240,19 @@ def _shortcut(run: Run, figure: Any) -> None:
 
 
 def _jacobian(run: Run, figure: Any) -> None:
-    found, bounds = _needed(run.measured("jacobian"), "stability/jacobian (stability.measure=full)"), run.measured("jacobian_bound")
+    found, bounds = (
+        _needed(run.measured("jacobian"), "stability/jacobian (stability.measure=full)"),
+        run.measured("jacobian_bound"),
+    )
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for axis, (part, series) in zip(panels, found.items(), strict=True):
         layers = np.arange(series.layers)
         for row, style in ((0, ":"), (-1, "-")):
             axis.plot(layers, series.values[row], "C0" + style, marker=".", label=f"measured, step {series.steps[row]}")
             if part in bounds and bounds[part].values.shape == series.values.shape:
-                axis.plot(layers, bounds[part].values[row], "C3" + style, marker=".", label=f"bound, step {series.steps[row]}")
+                axis.plot(
+                    layers, bounds[part].values[row], "C3" + style, marker=".", label=f"bound, step {series.steps[row]}"
+                )
         axis.set(title=part, xlabel="layer", ylabel="spectral norm of the Jacobian")
         _log(axis)
     panels[-1].legend(fontsize=7)
@@ -267,7 +278,13 @@ def _histogram(run: Run, figure: Any) -> None:
         edges = run.measured("tev_histogram_edges").get(role)
         if edges is not None:
             for row, style in ((0, ":"), (-1, "-")):
-                axis.stairs(series.values[row], edges.values[row], color=color, linestyle=style, label=f"{role}, step {series.steps[row]}")
+                axis.stairs(
+                    series.values[row],
+                    edges.values[row],
+                    color=color,
+                    linestyle=style,
+                    label=f"{role}, step {series.steps[row]}",
+                )
     axis.set(xlabel="TEV (standard deviation of a row)", ylabel="rows")
     axis.legend(fontsize=8)
 

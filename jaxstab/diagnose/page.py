@@ -67,9 +67,8 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def _verdict(found: Diagnosis) -> str:
     others = "".join(f"<li>{_cause(cause)}</li>" for cause in found.causes[1:9])
-    return (
-        f'<div class="verdict"><b>{_cause(found.cause)}</b>{_items(found.cause.evidence)}</div>'
-        + (f"<p>Also seen, which the first may explain:</p><ul>{others}</ul>" if others else "")
+    return f'<div class="verdict"><b>{_cause(found.cause)}</b>{_items(found.cause.evidence)}</div>' + (
+        f"<p>Also seen, which the first may explain:</p><ul>{others}</ul>" if others else ""
     )
 
 
@@ -89,7 +88,9 @@ def _definitions(found: Diagnosis) -> str:
         listed = ", ".join(map(str, steps[:20])) + (", ..." if len(steps) > 20 else "")
         rows.append((escape(name), str(len(steps)), listed))
     bad = [f"{name} was not finite at {count} steps." for name, count in found.nonfinite.items() if count]
-    return table(("definition", "steps", "which"), rows) + f"<p>{escape(' '.join(bad) or 'Every value was finite.')}</p>"
+    return (
+        table(("definition", "steps", "which"), rows) + f"<p>{escape(' '.join(bad) or 'Every value was finite.')}</p>"
+    )
 
 
 def _moved(found: Diagnosis) -> str:

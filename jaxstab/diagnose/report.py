@@ -101,13 +101,17 @@ def text(found: Diagnosis) -> list[str]:
         lines.append(f"  {name:28} {len(steps):6}{'  at ' + listed if steps else ''}")
     lines += [f"  {name} was not finite at {count} steps" for name, count in found.nonfinite.items() if count]
     for spike in found.spikes:
-        lines.append(f"  Before the spike of step {spike.first}:" + ("" if spike.moved else " nothing left its own range"))
+        lines.append(
+            f"  Before the spike of step {spike.first}:" + ("" if spike.moved else " nothing left its own range")
+        )
         lines += [f"    {moved}" for moved in spike.moved[:5]]
     lines += ["", "Conditions of the papers:"]
     word = {True: "holds", False: "fails", None: "unknown"}
     lines += [f"  {word[each.holds]:8}{each.paper}: {each.condition}; {each.found}" for each in found.conditions]
     lines += ["", "What would change it:" if found.advice else "Nothing to change."]
-    lines += [f"  {' '.join('--config.' + key for key in each.keys.split())}\n      {each.why}" for each in found.advice]
+    lines += [
+        f"  {' '.join('--config.' + key for key in each.keys.split())}\n      {each.why}" for each in found.advice
+    ]
     return lines
 
 

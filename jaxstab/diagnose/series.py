@@ -67,7 +67,7 @@ class Run:
         if not self.saved:
             return {}
         try:
-            effective, methods, _ = reparameterized(from_config_dict(Config, _nested(self.saved)))
+            effective, methods, _ = reparameterized(from_config_dict(Config, nested(self.saved)))
         except UserError:  # the config of another version
             return {}
         kept = [row for row in rows(effective) if row.is_matrix and not row.tied]
@@ -80,7 +80,7 @@ def _place(role: str) -> tuple[int, int]:
     return (1, MATRICES.index(role) if role in MATRICES else len(MATRICES))
 
 
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *sections, name = key.split(".")

@@ -85,7 +85,9 @@ def rolling_median(values: Values) -> Flags:
     Source: the Qwen team, 2026 (arXiv 2608.30320; secondary: whether the window is centred is this project's reading).
     """
     half = 100
-    return np.array([value > 0.1 + np.median(values[max(0, i - half) : i + half + 1]) for i, value in enumerate(values)])
+    return np.array(
+        [value > 0.1 + np.median(values[max(0, i - half) : i + half + 1]) for i, value in enumerate(values)]
+    )
 
 
 @_of_finite
