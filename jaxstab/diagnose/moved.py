@@ -93,8 +93,9 @@ def spikes(run: Run) -> list[Spike]:
 def moved_before(run: Run, spike: int) -> list[Moved]:
     """What left its own range at most 20 steps before a spike, or in it; earliest first, then the farthest out.
 
-    The range is that of the 64 values before: out of it is what lies beyond its ends by half its width and 6 robust
-    standard deviations from its median, on two steps in a row (or on one by twice as far).
+    The range is that of the 64 values before: out of it is what lies beyond its ends by half its width (more, where
+    fewer values are there) and 6 robust standard deviations from its median, on two steps in a row, or on one by twice
+    as far.
     """
     found: list[Moved] = []
     for name, series in run.series.items():
@@ -126,7 +127,7 @@ def _left(measurement: str, part: str, series: Series, spike: int) -> list[Moved
         return []
     past, now, center, spread = past[:, known], now[:, known], center[known], spread[known]
     low, high = np.nanmin(past, axis=0), np.nanmax(past, axis=0)
-    margin = 0.5 * (high - low)
+    margin = (0.5 + 6 / np.isfinite(past).sum(axis=0)) * (high - low)  # few values tell little of a range
     deviation = (now - center) / np.maximum(spread, 1e-4)
     out = ((now > high + margin) | (now < low - margin)) & (np.abs(deviation) > FAR)
     lasting = out & (np.concatenate([out[1:], out[-1:]]) | (np.abs(deviation) > 2 * FAR))

@@ -74,7 +74,7 @@ def diagnose(workdir: str | Path) -> Diagnosis:
     run = read_run(workdir)
     found = diagnosed(run)
     directory = run.workdir / REPORT
-    marks = sorted({spike.first for spike in found.spikes} | {found.cause.step or 0} - {0})
+    marks = sorted({spike.first for spike in found.spikes} | {found.cause.step} - {0})
     drawn = figures(run, marks)
     try:
         directory.mkdir(exist_ok=True)
@@ -90,7 +90,7 @@ def text(found: Diagnosis) -> list[str]:
     """What is said of a run, in lines."""
     cause = found.cause
     lines = [f"{found.workdir}, steps {found.steps[0]} to {found.steps[1]}", ""]
-    at = f" from step {cause.step}" if cause.step is not None else ""
+    at = f" from step {cause.step}" if cause.step else ""
     place = f": {cause.place}" if cause.place else ""
     lines += [f"Cause: {cause.cause}{place}{at} ({CAUSES[cause.cause]})", *(f"  {line}" for line in cause.evidence)]
     for other in found.causes[1:6]:
