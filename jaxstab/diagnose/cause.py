@@ -437,7 +437,7 @@ def _apart(loss: Float[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray, np.nd
     flags, centers, spreads = np.zeros(len(loss), bool), np.full(len(loss), np.nan), np.full(len(loss), np.nan)
     in_a_row = 0
     for i, value in enumerate(loss):
-        if len(kept) >= 16:
+        if len(kept) >= 8:
             centers[i] = np.median(kept[-12:])
             # From one value to the next, so that the fall of the loss itself is no spread.
             spreads[i] = max(TO_SD * float(np.median(np.abs(np.diff(kept[-48:])))) / math.sqrt(2), 0.05)

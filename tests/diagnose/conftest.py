@@ -127,6 +127,15 @@ class Fake:
                 if measured and step % EVERY == 0:
                     for head in range(HEADS):
                         arrays[f"stability/max_attention_logit/{head}"] = self.logits[i, :, head]
+                        arrays[f"stability/attention_entropy/{head}"] = 3 - 0.01 * self.logits[i, :, head]
+                    for branch in ("attention", "mlp"):
+                        arrays[f"stability/shortcut_std/{branch}"] = 0.2 + 0.1 * np.arange(LAYERS)
+                        arrays[f"stability/jacobian/{branch}"] = 1.5 - 0.1 * np.arange(LAYERS)
+                        arrays[f"stability/jacobian_bound/{branch}"] = 4 - 0.1 * np.arange(LAYERS)
+                    scalars["stability/shortcut_std/embedding"] = 0.18
+                    arrays["stability/gradient_variance/up_proj"] = np.full(LAYERS, 1e-6 * step)
+                    arrays["stability/tev_histogram/embed_tokens"] = np.array([1.0, 60.0, 3.0])
+                    arrays["stability/tev_histogram_edges/embed_tokens"] = np.array([0.0, 0.1, 0.2, 0.3])
                 logger.train(step, {name: float(value) for name, value in scalars.items()}, arrays)
         if saved:
             (workdir / "config.json").write_text(json.dumps({"config": flatten(self.config), "identity": {}}))
