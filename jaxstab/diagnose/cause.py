@@ -330,7 +330,7 @@ def growth(run: Run) -> tuple[float, int, int]:
     """
     steps, size = _log_norms(run)
     span = min(SPAN, len(steps) - 1)
-    if span < 3:
+    if span < 1:
         return 1.0, 0, 0
     grown = np.median(size[span:] - size[:-span], axis=1)
     at = int(np.where(np.isfinite(grown), grown, -np.inf).argmax())
@@ -408,12 +408,14 @@ def odd_batches(run: Run) -> list[Cause]:
     if len(loss) < 20 or len(norm) != len(loss):
         return []
     flags, center, spread = _apart(loss)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_norm = np.log(norm)
     found = []
     for first, last in events(flags, steps, gap=3):
         at, end = int(np.searchsorted(steps, first)), int(np.searchsorted(steps, last))
         jump = loss[at] - center[at]
-        usual_norm, spread_norm = (part[0] for part in usual(np.log(norm), np.array([at]), 48, 8))
-        norm_z = (math.log(norm[at]) - usual_norm) / max(spread_norm, 0.1)
+        usual_norm, spread_norm = (part[0] for part in usual(log_norm, np.array([at]), 48, 8))
+        norm_z = (log_norm[at] - usual_norm) / max(spread_norm, 0.1)
         after = loss[end + 1 : end + 61]
         recovers = len(after) == 0 or np.nanmin(np.abs(after - center[at])) < max(0.25, 0.3 * abs(jump))
         if not recovers or (last == first and abs(norm_z) < 3):

@@ -91,6 +91,22 @@ def test_a_learning_rate_at_which_all_matrices_grow(fake):
     assert found.cause == "learning_rate" and found.step < 25
 
 
+def test_a_learning_rate_that_ends_the_run_at_once(fake):
+    def plant(run):
+        run.loss[2], run.grad[2] = np.nan, np.nan
+
+    found = find_causes(read_run(fake(plant, rate=30.0, steps=3)))
+    assert [each.cause for each in found] == ["learning_rate", "nonfinite"]
+
+
+def test_a_gradient_that_vanishes_stops_nobody(fake):
+    def plant(run):
+        run.loss[60:66] += 4
+        run.grad[60:66] = 0.0
+
+    assert cause_of(fake(plant)).cause == "data"
+
+
 def test_a_loss_that_rises_for_good_without_measurements(fake):
     def plant(run):
         run.loss[80:] += np.linspace(0, 2, run.steps - 80)
