@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxstab import initialize, optimize, scale, stability
 from jaxstab.config import ConfigError, build_method
@@ -36,8 +36,7 @@ class TrainState(NamedTuple):
       raw: stored parameters, float32.
       reparam: untrained state of the reparameterization, float32.
       clip, optimizer: states of the optax transformations.
-      finite: whether every loss, gradient and update so far was. Once False, steps change nothing until the host has
-        answered.
+      guard: what decides whether a step is taken. Once it has halted, steps change nothing until the host has answered.
     """
 
     step: Int[Array, ""]
@@ -45,7 +44,7 @@ class TrainState(NamedTuple):
     reparam: Any
     clip: Any
     optimizer: Any
-    finite: Bool[Array, ""]
+    guard: stability.Guard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +111,7 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
         key = jax.random.key(seed)
         raw, state = reparam.init(initialize.draw(key, table), jax.random.fold_in(key, 1))
         clip, rule = optimizer.clip.init(raw), optimizer.update.init(raw)
-        return TrainState(jnp.zeros((), jnp.int32), raw, state, clip, rule, jnp.ones((), bool))
+        return TrainState(jnp.zeros((), jnp.int32), raw, state, clip, rule, stability.start())
 
     def prepare(state: TrainState, tokens_BS: Int[Array, "B T+1"]) -> TrainState:
         outputs = linen_outputs(model, tokens_BS[:: config.train.accumulation, :-1])
@@ -185,7 +184,7 @@ def _state_shardings(abstract: TrainState, raw_table: Table, optimizer: Optimize
         reparam=jax.tree.map(lambda _: whole, abstract.reparam),
         clip=optimize.state_shardings(optimizer.clip, abstract.clip, raw, whole),
         optimizer=optimize.state_shardings(optimizer.update, abstract.optimizer, raw, whole),
-        finite=whole,
+        guard=jax.tree.map(lambda _: whole, abstract.guard),
     )
 
 
@@ -248,37 +247,52 @@ def train_step(
     )
     norm_effective = optax.tree.norm(gradients)
     clip_effective = config.optimizer.clip_on == "effective"
-    clipped, clip = optimizer.clip.update(gradients, state.clip) if clip_effective else (gradients, state.clip)
-    (raw_gradients,) = pullback(clipped)
-    norm = optax.tree.norm(pullback(gradients)[0] if clip_effective else raw_gradients)
-    if not clip_effective:
-        clipped, clip = optimizer.clip.update(raw_gradients, state.clip)
+    if clip_effective:
+        clipped, clip = optimizer.clip.update(_at_most(hypers.max_norm, gradients, norm_effective), state.clip)
+        (raw_gradients,), norm = pullback(clipped), optax.tree.norm(pullback(gradients)[0])
+    else:
+        (raw_gradients,) = pullback(gradients)
+        norm = optax.tree.norm(raw_gradients)
+        clipped, clip = optimizer.clip.update(_at_most(hypers.max_norm, raw_gradients, norm), state.clip)
         raw_gradients = clipped
     was_clipped = optax.tree.norm(clipped) < 0.9999 * (norm_effective if clip_effective else norm)
     updates, rule = optimizer.update.update(raw_gradients, state.optimizer, state.raw, hypers=hypers)
 
-    loss = sums.cross_entropy / sums.targets
-    judged = jnp.stack([loss, norm, norm_effective, optax.tree.norm(updates)])
-    finite = state.finite & jnp.isfinite(judged).all()
+    loss, update_norm = sums.cross_entropy / sums.targets, optax.tree.norm(updates)
+    seen_Q = jnp.stack([loss, norm, update_norm])
+    finite = jnp.isfinite(seen_Q).all() & jnp.isfinite(norm_effective)
+    guard, verdict = stability.judge(config.stability, state.guard, seen_Q, finite)
     stored = optimizer.project(optax.apply_updates(state.raw, updates), seen)
-    new = TrainState(state.step + 1, stored, reparam_state, clip, rule, finite)
-    kept = jax.tree.map(functools.partial(jnp.where, finite), new, state._replace(finite=finite))
+    new = TrainState(state.step + 1, stored, reparam_state, clip, rule, guard)
+    kept = jax.tree.map(functools.partial(jnp.where, verdict.taken), new, state._replace(guard=guard))
     scalars = {
         "train/loss": loss,
         "train/z_loss": config.train.z_loss * sums.z_loss / sums.targets,
         "train/log_z": sums.log_z / sums.targets,
         "train/grad_norm": norm,
         "train/grad_norm_effective": norm_effective,
-        "train/clipped": was_clipped.astype(jnp.float32),
+        "train/update_norm": update_norm,
+        "train/clipped": was_clipped,
         "train/learning_rate": hypers.learning_rate * optimizer.schedule(state.step),
-        "train/finite": finite.astype(jnp.float32),
+        "train/finite": verdict.finite,
+        "train/spike": verdict.spike,
+        "train/skipped": ~verdict.taken,
+        "train/halted": guard.halted,
     }
+    scalars |= stability.told(state.guard, seen_Q)
+    scalars = {name: value.astype(jnp.float32) for name, value in scalars.items()}
     measured = {
         f"stability/update_ratio/{role}": ratio
         for role, ratio in stability.update_ratio(reparam.table, updates, state.raw).items()
     }
     scalars |= {name: value for name, value in measured.items() if not value.ndim}
     return kept, (scalars, {name: value for name, value in measured.items() if value.ndim})
+
+
+def _at_most(max_norm: ArrayLike, gradients: Any, norm: Float[Array, ""]) -> Any:
+    """Scales gradients of that norm down to `max_norm`, which is inf but for a while after a roll-back."""
+    factor = jnp.where(norm > max_norm, max_norm / norm, 1.0)
+    return jax.tree.map(lambda gradient: factor * gradient, gradients)
 
 
 def accumulated_gradients(
