@@ -1,5 +1,17 @@
 """Measurements: pure functions of what a training step holds."""
 
-from jaxstab.stability.norms import matrix_norm, update_ratio
+from jaxstab.stability.light import light
+from jaxstab.stability.norms import gates, matrix_norm, matrix_rms, nonfinite_fraction, update_ratio
+from jaxstab.stability.tev import tev, token_matrices, token_variability
 
-__all__ = ["matrix_norm", "update_ratio"]
+__all__ = [
+    "gates",
+    "light",
+    "matrix_norm",
+    "matrix_rms",
+    "nonfinite_fraction",
+    "tev",
+    "token_matrices",
+    "token_variability",
+    "update_ratio",
+]
