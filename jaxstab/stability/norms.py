@@ -13,8 +13,15 @@ from jaxstab.table import Row, Table, by_role, leaves_of, rows
 
 
 def matrix_norm(row: Row, weight: Float[Array, "*L I O"]) -> Float[Array, "*L"]:
-    """Frobenius norm of a matrix, or of each layer of a stack, in float32."""
-    return jnp.sqrt(jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=(-2, -1)))
+    """Frobenius norm of a matrix, or of each layer of a stack, in float32; a vector's is its L2 norm."""
+    axes = tuple(range(int(row.stacked), weight.ndim))
+    return jnp.sqrt(jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=axes))
+
+
+def global_norm(table: Table, tree: Any) -> Float[Array, ""]:
+    """L2 norm of a whole tree, from the norms of its leaves: beside measurements of these it costs no further pass."""
+    norms = jax.tree.leaves(jax.tree.map(matrix_norm, table, tree))
+    return jnp.sqrt(sum(jnp.sum(jnp.square(norm)) for norm in norms))
 
 
 def matrix_rms(row: Row, weight: Float[Array, "*L I O"]) -> Float[Array, "*L"]:
