@@ -78,6 +78,11 @@ class OptimizerConfig:
             if getattr(self, key) < 0:
                 raise ConfigError(f"optimizer.{key}={getattr(self, key)} must not be negative")
 
+    @property
+    def eps(self) -> float:
+        """Adam's epsilon, of the chosen rule."""
+        return getattr(self.rule, self.rule.method).eps
+
 
 class Hypers(NamedTuple):
     """What a sweep or a roll-back varies: traced values, so that a grid of runs is one program.

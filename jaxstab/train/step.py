@@ -124,7 +124,7 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     shardings = _state_shardings(abstract, reparam.table, optimizer, mesh)
     whole, rows = scale.replicated(mesh), scale.batch_sharding(mesh)
     losses = functools.partial(loss_sums, model, end, config)
-    step = functools.partial(train_step, config, reparam, optimizer, losses, scale.shardings(table, mesh))
+    step = functools.partial(train_step, config, table, reparam, optimizer, losses, scale.shardings(table, mesh))
     on_mesh = functools.partial(_on_mesh, mesh)
     return Program(
         config=config,
@@ -226,6 +226,7 @@ def loss_sums(
 
 def train_step(
     config: Config,
+    table: Table,
     reparam: Reparameterization,
     optimizer: Optimizer,
     losses: Callable[..., Any],
@@ -245,20 +246,19 @@ def train_step(
     gradients, sums, seen = accumulated_gradients(
         losses, weights, tokens_BS, config.train.accumulation, weight_shardings
     )
-    norm_effective = optax.tree.norm(gradients)
-    clip_effective = config.optimizer.clip_on == "effective"
-    if clip_effective:
+    (raw_gradients,) = pullback(gradients)
+    norm = stability.global_norm(reparam.table, raw_gradients)
+    norm_effective = stability.global_norm(table, gradients)
+    if config.optimizer.clip_on == "effective":
         clipped, clip = optimizer.clip.update(_at_most(hypers.max_norm, gradients, norm_effective), state.clip)
-        (raw_gradients,), norm = pullback(clipped), optax.tree.norm(pullback(gradients)[0])
+        (seen_by_rule,), before = pullback(clipped), norm_effective
     else:
-        (raw_gradients,) = pullback(gradients)
-        norm = optax.tree.norm(raw_gradients)
         clipped, clip = optimizer.clip.update(_at_most(hypers.max_norm, raw_gradients, norm), state.clip)
-        raw_gradients = clipped
-    was_clipped = optax.tree.norm(clipped) < 0.9999 * (norm_effective if clip_effective else norm)
-    updates, rule = optimizer.update.update(raw_gradients, state.optimizer, state.raw, hypers=hypers)
+        seen_by_rule, before = clipped, norm
+    was_clipped = optax.tree.norm(clipped) < 0.9999 * before
+    updates, rule = optimizer.update.update(seen_by_rule, state.optimizer, state.raw, hypers=hypers)
 
-    loss, update_norm = sums.cross_entropy / sums.targets, optax.tree.norm(updates)
+    loss, update_norm = sums.cross_entropy / sums.targets, stability.global_norm(reparam.table, updates)
     seen_Q = jnp.stack([loss, norm, update_norm])
     finite = jnp.isfinite(seen_Q).all() & jnp.isfinite(norm_effective)
     guard, verdict = stability.judge(config.stability, state.guard, seen_Q, finite)
@@ -281,10 +281,20 @@ def train_step(
     }
     scalars |= stability.told(state.guard, seen_Q)
     scalars = {name: value.astype(jnp.float32) for name, value in scalars.items()}
-    measured = {
-        f"stability/update_ratio/{role}": ratio
-        for role, ratio in stability.update_ratio(reparam.table, updates, state.raw).items()
-    }
+    if config.stability.measure == "off":
+        return kept, (scalars, {})
+    measured = stability.light(
+        table,
+        reparam.table,
+        raw=state.raw,
+        weights=weights,
+        raw_gradients=raw_gradients,
+        gradients=gradients,
+        seen_by_rule=seen_by_rule,
+        updates=updates,
+        new_weights=None if config.reparam.method == "identity" else reparam.effective(stored, reparam_state)[0],
+        eps=config.optimizer.eps,
+    )
     scalars |= {name: value for name, value in measured.items() if not value.ndim}
     return kept, (scalars, {name: value for name, value in measured.items() if value.ndim})
 

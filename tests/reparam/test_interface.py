@@ -356,7 +356,7 @@ def one_step(accumulation, tokens, raw, state):
     start = TrainState(
         jnp.int32(0), raw, state, optimizer.clip.init(raw), optimizer.update.init(raw), stability.start()
     )
-    step = jax.jit(functools.partial(train_step, config, rep, optimizer, losses, scale.shardings(TABLE, mesh)))
+    step = jax.jit(functools.partial(train_step, config, TABLE, rep, optimizer, losses, scale.shardings(TABLE, mesh)))
     return step(start, tokens, Hypers(1e-2, 0.1))[0]
 
 
