@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from jaxstab import data, scale
+from jaxstab import data
 from jaxstab.config import ConfigError, UserError, flatten
 from jaxstab.evaluate import evaluate, generate
 from jaxstab.logging import RunLogger
-from jaxstab.optimize import Hypers
 from jaxstab.stability import StabilityConfig
 from jaxstab.table import count
-from jaxstab.train import incidents, lengths
+from jaxstab.train import incidents
 from jaxstab.train import journal as journals
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.checkpoint import Checkpoints
 from jaxstab.train.config import Config
+from jaxstab.train.course import Course, stages
 from jaxstab.train.signals import Stopped, StopRequest
 from jaxstab.train.step import Program, TrainState, build
 
@@ -131,7 +129,7 @@ def _plan(program: Program, corpus: data.Prepared, workdir: Path, start: int, to
     """What the run is going to do."""
     train, model = program.config.train, program.config.model
     tokens = train.batch_size * program.config.data.length
-    cut = "".join(f", {after.length} after {after.first}" for after in _stages(program.config)[1:])
+    cut = "".join(f", {after.length} after {after.first}" for after in stages(program.config)[1:])
     cut = f" (records cut to {train.warmup_lengths[0]}{cut} steps)" if cut else ""
     devices = program.mesh.size
     return (
@@ -143,13 +141,6 @@ def _plan(program: Program, corpus: data.Prepared, workdir: Path, start: int, to
     )
 
 
-def hypers(program: Program, factor: float = 1.0, max_norm: float = 0.0) -> Hypers:
-    """The traced hyper-parameters of a step, on the devices; see `Journal.eased`."""
-    options = program.config.optimizer
-    values = factor * options.learning_rate, options.weight_decay, max_norm or math.inf
-    return jax.device_put(Hypers(*map(jnp.float32, values)), scale.replicated(program.mesh))
-
-
 def seen(scalars: dict[str, float], options: StabilityConfig) -> str:
     """What was seen of a step that is a spike, or not finite."""
     if not scalars["train/finite"]:
@@ -158,10 +149,6 @@ def seen(scalars: dict[str, float], options: StabilityConfig) -> str:
     far = {name: scalars[f"stability/{window}/{name}"] for name in options.watch}
     name = max(far, key=lambda name: abs(far[name]))
     return f"{name} {scalars[f'train/{name}']:.4g} was {far[name]:.1f} standard deviations from its mean"
-
-
-def _stages(config: Config) -> tuple[lengths.Stage, ...]:
-    return lengths.stages(config.train.warmup_lengths, config.train.length_warmup, config.data.length)
 
 
 def _how_to_go_on(workdir: Path, steps: int) -> str:
@@ -194,18 +181,16 @@ class Run:
     def __post_init__(self) -> None:
         self.config = self.program.config
         self.total = self.config.train.steps + self.config.train.extend
-        self.stages = _stages(self.config)
-        self.batches = data.Batches(self.corpus.train, self.config.data.seed)
-        self.hypers = functools.cache(functools.partial(hypers, self.program))
+        self.course = Course(self.program, self.corpus.train, self.journal)
 
     def advance(self, state: TrainState, start: int, request: StopRequest) -> TrainState:
         """Takes the steps from `start` to the end."""
         pending: tuple[int, Any] | None = None
         self._clock = time.monotonic()
-        for step, tokens in enumerate(self._batches(start), start + 1):
+        for step, tokens in enumerate(self.course.ahead(start + 1, self.total), start + 1):
             if step == 1:
                 state = self.program.prepare(state, tokens)
-            state, metrics = self.program.step(state, tokens, self.hypers(*self.journal.eased(step)))
+            state, metrics = self.program.step(state, tokens, self.course.hypers(step))
             if pending:
                 self._report(*pending, state)
             pending = step, metrics
@@ -223,25 +208,12 @@ class Run:
             self._clock = time.monotonic()
         return state
 
-    def _batches(self, start: int) -> Iterator[jax.Array]:
-        """Global batches from step `start` on, on the devices ahead of time."""
-        sharding = scale.batch_sharding(self.program.mesh)
-        return data.read_ahead(
-            lambda step: jax.device_put(self.batch(step), sharding), range(start + 1, self.total + 1)
-        )
-
-    def batch(self, step: int) -> np.ndarray:
-        """The global batch of a step (from 1): int32 [B, T+1]."""
-        size, length = self.config.train.batch_size, lengths.length_at(self.stages, step - 1)
-        return self.batches.records(self.journal.batch_of(step) * size, size)[:, : length + 1]
-
     def _report(self, step: int, metrics: tuple[dict[str, Any], dict[str, Any]], state: TrainState) -> None:
         """Fetches and logs a step's metrics, in one transfer."""
         scalars, arrays = jax.device_get(metrics)
-        rows = self.config.train.batch_size
-        tokens = rows * lengths.length_at(self.stages, step - 1)
+        tokens = self.config.train.batch_size * self.course.length(step)
         now = time.monotonic()
-        scalars["train/tokens"] = rows * lengths.tokens_before(self.stages, step)
+        scalars["train/tokens"] = self.course.tokens_up_to(step)
         scalars["train/perplexity"] = np.exp(np.minimum(scalars["train/loss"], 700))
         scalars["train/tokens_per_second"] = tokens / (now - self._clock)
         self._clock = now
@@ -258,6 +230,7 @@ class Run:
         if response == "skip" and not scalars["train/skipped"]:
             response = "taken as a new level"
         halted, reason = bool(scalars["train/halted"]), seen(scalars, options)
+        self.checkpoints.wait()  # what is gone back to, and replayed from, has to be on the disk
         to = max((at for at in self.checkpoints.steps() if at <= step - options.rollback_steps), default=0)
         rolls_back = halted and response == "rollback" and self.journal.attempt < options.max_rollbacks
         if halted or not self.incidents.goes_on:
@@ -276,19 +249,18 @@ class Run:
             )
 
     def _leave_incident(self, step: int, response: str, reason: str, to: int) -> None:
-        size, batch = self.config.train.batch_size, self.journal.batch_of(step)
         before = max((at for at in self.checkpoints.steps() if at < step), default=0)
         record = {
             "reason": reason,
             "response": response,
             "checkpoint": to if response == "rollback" else before,
-            "batch": batch,
-            "records": self.batches.indices(range(batch * size, (batch + 1) * size)),
+            "batch": self.journal.batch_of(step),
+            "records": self.course.records(step),
             "journal": dataclasses.asdict(self.journal),
             "config": flatten(self.config),
             "identity": self.identity,
         }
-        path = self.incidents.write(record, self.batch(step), self.corpus.tokenizer)
+        path = self.incidents.write(record, self.course.tokens(step), self.corpus.tokenizer)
         kept = f"see {path}" if path else f"the {self.config.stability.incidents} incidents that are kept are others"
         self.logger.notice(f"step {step}: {reason} ({response}); {kept}")
 
@@ -343,7 +315,6 @@ class Run:
         if not (force or self.checkpoints.due(step)):
             return
         self.logger.flush()
-        position = self.journal.batch_of(step + 1) * self.config.train.batch_size
-        attempt = self.journal.attempt
+        position, attempt = self.course.position(step + 1), self.journal.attempt
         meta = {"step": step, "position": position, "attempt": attempt, "config": flatten(self.config), **self.identity}
         self.checkpoints.save(step, state, meta, force=True)

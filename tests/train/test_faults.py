@@ -51,7 +51,7 @@ def batch(number):
 
 
 def run(policy, marks=(), accumulation=1, left_out=(), steps=STEPS, max_skips=4):
-    """Trains on batches 1 to `steps`, hurt as `marks` {number: kind} say; returns the state and every step's scalars."""
+    """Trains on batches 1 to `steps`, hurt as `marks` {number: kind} say; returns the state and all scalars."""
     program, step = program_of(policy, accumulation, max_skips)
     state, told = program.init(0), {}
     for number in range(1, steps + 1):
