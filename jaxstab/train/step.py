@@ -99,9 +99,10 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     platform = mesh.devices.flat[0].platform
     if config.model.attention == "cudnn" and platform != "gpu":
         raise ConfigError(f"model.attention=cudnn needs an NVIDIA GPU, not a {platform}; xla runs everywhere")
-    model = Transformer(config.model, see_logits=config.optimizer.projection.method == "qk_clip")
+    clips_logits = config.optimizer.projection.method == "qk_clip"
+    model = Transformer(config.model, see=("max_attention_logit",) if clips_logits else ())
     table, methods, reparam = reparameterized(config)
-    if model.see_logits and (config.model.qk_norm or not all(method.linear for method in methods)):
+    if clips_logits and (config.model.qk_norm or not all(method.linear for method in methods)):
         raise ConfigError(
             "optimizer.projection.method=qk_clip scales stored queries and keys, which changes no logit under "
             "model.qk_norm or a reparameterization that divides a norm out; leave one of them out"
@@ -211,7 +212,7 @@ def loss_sums(
         {"params": weights}, inputs_BT, segments_BT, method="hidden", mutable=["intermediates"]
     )
     seen: Seen = {}
-    if model.see_logits:
+    if "max_attention_logit" in model.see:
         (seen["max_attention_logit"],) = sown["intermediates"]["layers"]["self_attn"]["max_attention_logit"]
     loss, sums = chunked_loss(
         hidden_BTD,
