@@ -1,18 +1,30 @@
 """Measurements: pure functions of what a training step holds."""
 
+from jaxstab.stability.bounds import attention_bound, mlp_bound
+from jaxstab.stability.full import weight_statistics
+from jaxstab.stability.gradients import gradient_statistics
 from jaxstab.stability.light import light
 from jaxstab.stability.norms import gates, global_norm, matrix_norm, matrix_rms, nonfinite_fraction, update_ratio
-from jaxstab.stability.tev import tev, token_matrices, token_variability
+from jaxstab.stability.spectra import jacobian_norm, spectral_norm, stable_rank
+from jaxstab.stability.tev import tev, tev_histogram, token_matrices, token_variability
 
 __all__ = [
+    "attention_bound",
     "gates",
     "global_norm",
+    "gradient_statistics",
+    "jacobian_norm",
     "light",
     "matrix_norm",
     "matrix_rms",
+    "mlp_bound",
     "nonfinite_fraction",
+    "spectral_norm",
+    "stable_rank",
     "tev",
+    "tev_histogram",
     "token_matrices",
     "token_variability",
     "update_ratio",
+    "weight_statistics",
 ]
