@@ -35,3 +35,14 @@ def token_matrices(table: Table, weights: Any) -> dict[str, Float[Array, "V D"]]
         if row.role in ("embed_tokens", "lm_head"):
             found[row.role] = weight if row.role == "embed_tokens" else weight.T
     return found
+
+
+def tev_histogram(
+    embedding_VD: Float[Array, "V D"], bins: int = 50
+) -> tuple[Float[Array, " bins"], Float[Array, " bins+1"]]:
+    """How many tokens have which TEV, in bins of equal width from the smallest to the largest (Figures 1 and 4 there).
+
+    Returns:
+      counts, and the edges of the bins.
+    """
+    return jnp.histogram(token_variability(embedding_VD), bins=bins)

@@ -190,10 +190,11 @@ class Run:
         for step, tokens in enumerate(self.course.ahead(start + 1, self.total), start + 1):
             if step == 1:
                 state = self.program.prepare(state, tokens)
+            measured = self.program.measure(state, tokens) if self._measurement_due(step) else ({}, {})
             state, metrics = self.program.step(state, tokens, self.course.hypers(step))
             if pending:
                 self._report(*pending, state)
-            pending = step, metrics
+            pending = step, (metrics, measured)
             if not (self._evaluation_due(step) or self.checkpoints.due(step) or step == self.total or request.number):
                 continue
             self._report(*pending, state)
@@ -208,9 +209,10 @@ class Run:
             self._clock = time.monotonic()
         return state
 
-    def _report(self, step: int, metrics: tuple[dict[str, Any], dict[str, Any]], state: TrainState) -> None:
+    def _report(self, step: int, metrics: Any, state: TrainState) -> None:
         """Fetches and logs a step's metrics, in one transfer."""
-        scalars, arrays = jax.device_get(metrics)
+        (scalars, arrays), (more_scalars, more_arrays) = jax.device_get(metrics)
+        scalars, arrays = scalars | more_scalars, arrays | more_arrays
         tokens = self.config.train.batch_size * self.course.length(step)
         now = time.monotonic()
         scalars["train/tokens"] = self.course.tokens_up_to(step)
@@ -285,6 +287,10 @@ class Run:
             f"step {step}: back to step {to}, leaving out batches {first} to {batch + options.skip_batches - 1}"
         )
         raise RolledBack
+
+    def _measurement_due(self, step: int) -> bool:
+        options = self.config.stability
+        return options.measure == "full" and (step == 1 or step % options.measure_every == 0)
 
     def _evaluation_due(self, step: int) -> bool:
         every = self.config.eval.every

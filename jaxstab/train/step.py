@@ -24,6 +24,10 @@ from jaxstab.optimize import Hypers, Optimizer
 from jaxstab.reparam import METHODS, Method, Reparameterization, compose, linen_outputs, reparameterize
 from jaxstab.table import Table
 from jaxstab.train.config import Config
+from jaxstab.train.probe import probe
+
+PROBE_ROWS = 4  # sequences that go through the reference attention
+MOST_PARTS = 8  # micro-batches whose gradients are compared
 
 Seen = dict[str, Array]  # maxima over a batch, {"max_attention_logit": [L, H]}; empty where nothing asks for them
 
@@ -57,6 +61,7 @@ class Program:
       init: seed -> TrainState.
       prepare: (state, tokens [B, T+1]) -> state, what a method asks for between `init` and the first step.
       step: (state, tokens [B, T+1], hypers) -> (state, (scalars, arrays)); donates the state.
+      measure: (state, tokens [B, T+1]) -> (scalars, arrays), the full measurements, of the state before a step.
       merge: state -> effective weights.
       evaluate: (weights, tokens [B, T+1], valid [B]) -> LossSums.
     """
@@ -72,6 +77,7 @@ class Program:
     init: Callable[[Any], TrainState]
     prepare: Callable[..., TrainState]
     step: Callable[..., tuple[TrainState, Any]]
+    measure: Callable[..., tuple[dict[str, Array], dict[str, Array]]]
     merge: Callable[[TrainState], Any]
     evaluate: Callable[..., LossSums]
 
@@ -98,9 +104,10 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     platform = mesh.devices.flat[0].platform
     if config.model.attention == "cudnn" and platform != "gpu":
         raise ConfigError(f"model.attention=cudnn needs an NVIDIA GPU, not a {platform}; xla runs everywhere")
-    model = Transformer(config.model, see_logits=config.optimizer.projection.method == "qk_clip")
+    clips_logits = config.optimizer.projection.method == "qk_clip"
+    model = Transformer(config.model, see=("max_attention_logit",) if clips_logits else ())
     table, methods, reparam = reparameterized(config)
-    if model.see_logits and (config.model.qk_norm or not all(method.linear for method in methods)):
+    if clips_logits and (config.model.qk_norm or not all(method.linear for method in methods)):
         raise ConfigError(
             "optimizer.projection.method=qk_clip scales stored queries and keys, which changes no logit under "
             "model.qk_norm or a reparameterization that divides a norm out; leave one of them out"
@@ -142,6 +149,11 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
             in_shardings=(shardings, rows, whole),
             out_shardings=(shardings, whole),
             donate_argnums=0,
+        ),
+        measure=jax.jit(
+            on_mesh(functools.partial(measure, config, end, table, reparam, model, losses)),
+            in_shardings=(shardings, rows),
+            out_shardings=whole,
         ),
         merge=jax.jit(on_mesh(lambda state: reparam.merge(state.raw, state.reparam))),
         evaluate=jax.jit(
@@ -210,7 +222,7 @@ def loss_sums(
         {"params": weights}, inputs_BT, segments_BT, method="hidden", mutable=["intermediates"]
     )
     seen: Seen = {}
-    if model.see_logits:
+    if "max_attention_logit" in model.see:
         (seen["max_attention_logit"],) = sown["intermediates"]["layers"]["self_attn"]["max_attention_logit"]
     loss, sums = chunked_loss(
         hidden_BTD,
@@ -295,8 +307,43 @@ def train_step(
         new_weights=None if config.reparam.method == "identity" else reparam.effective(stored, reparam_state)[0],
         eps=config.optimizer.eps,
     )
-    scalars |= {name: value for name, value in measured.items() if not value.ndim}
-    return kept, (scalars, {name: value for name, value in measured.items() if value.ndim})
+    found, arrays = _apart(measured)
+    return kept, (scalars | found, arrays)
+
+
+def _apart(measured: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Scalars, and vectors."""
+    scalars = {name: value for name, value in measured.items() if not value.ndim}
+    return scalars, {name: value for name, value in measured.items() if value.ndim}
+
+
+def measure(
+    config: Config,
+    end: int | None,
+    table: Table,
+    reparam: Reparameterization,
+    model: Transformer,
+    losses: Callable[..., Any],
+    state: TrainState,
+    tokens_BS: Int[Array, "B T+1"],
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The full measurements. The last two arguments are traced; the rest is the run's."""
+    weights = reparam.merge(state.raw, state.reparam)
+    probed_BT = tokens_BS[:PROBE_ROWS, :-1]
+    segments_BT = None
+    if config.model.mask_documents:
+        assert end is not None, "masking documents needs the tokenizer's end-of-document id"
+        segments_BT = segment_ids(probed_BT, end)
+    measured = stability.weight_statistics(table, weights) | probe(model, weights, probed_BT, segments_BT)
+    parts = next((parts for parts in range(min(MOST_PARTS, len(tokens_BS)), 1, -1) if len(tokens_BS) % parts == 0), 1)
+    if parts > 1:
+
+        def gradient(tokens: Array) -> Any:
+            return accumulated_gradients(losses, weights, tokens, 1, None)[0]
+
+        tokens_ABS = tokens_BS.reshape(-1, parts, tokens_BS.shape[-1]).swapaxes(0, 1)
+        measured |= stability.gradient_statistics(table, gradient, tokens_ABS, len(tokens_BS) // parts)
+    return _apart(measured)
 
 
 def _at_most(max_norm: ArrayLike, gradients: Any, norm: Float[Array, ""]) -> Any:
@@ -319,6 +366,8 @@ def accumulated_gradients(
     one = jax.grad(losses, has_aux=True)
 
     def pinned(gradients: Any) -> Any:
+        if weight_shardings is None:
+            return gradients
         return jax.tree.map(jax.lax.with_sharding_constraint, gradients, weight_shardings)
 
     def micro(total: Any, tokens: Array) -> tuple[Any, None]:
