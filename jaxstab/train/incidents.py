@@ -26,6 +26,7 @@ from jaxstab.logging import in_force, read_measurements, read_metrics
 from jaxstab.logging.columns import MeasurementFiles
 from jaxstab.logging.jsonl import MetricsFile
 from jaxstab.logging.run import METRICS
+from jaxstab.train.workdir import CONFIG
 
 DIRECTORY = "incidents"
 RECORD = "incident.json"
@@ -64,7 +65,8 @@ class Incidents:
         """Writes the incident of the step remembered last; killed at any moment, it can be done again.
 
         Args:
-          record: what is known, as JSON, with a `reason` of one line and the `checkpoint` to replay from.
+          record: what is known, as JSON: a `reason` of one line, the `response`, the `checkpoint` to replay from, the
+            `batch` and its `records`, the `journal`, the flat `config` and the data's `identity`.
           batch: the step's tokens `[B, T+1]`.
           tokenizer: to show them as text.
 
@@ -76,6 +78,7 @@ class Incidents:
         if len(found := _found(self._directory)) >= self._limit and path not in found:
             return None
         record = {"step": step, "attempt": self._attempt, **record, "metrics": scalars}
+        config = {key: record.pop(key) for key in ("config", "identity")}
         aside = path.with_name(path.name + ".tmp")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -88,7 +91,8 @@ class Incidents:
                 columns.add(at, name, vector)
         columns.flush()
         (aside / "summary.md").write_text(_summary(record, list(self._steps), self._directory.parent))
-        (aside / RECORD).write_text(json.dumps(record, indent=1, default=str) + "\n")
+        (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        (aside / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
         shutil.rmtree(path, ignore_errors=True)
         os.replace(aside, path)
         return path
@@ -109,7 +113,7 @@ def pinned(workdir: Path) -> set[int]:
 
 
 def read(workdir: Path, step: str) -> tuple[Path, dict[str, Any]]:
-    """An incident's directory and record, by its directory's name: the step, with the attempt after a roll-back.
+    """An incident's directory and record, by the directory's name: the step, with the attempt after a roll-back.
 
     Raises:
       UserError: there is none.
@@ -118,7 +122,7 @@ def read(workdir: Path, step: str) -> tuple[Path, dict[str, Any]]:
     if not (path / RECORD).exists():
         has = ", ".join(path.name for path in _found(workdir / DIRECTORY)) or "none"
         raise UserError(f"no incident {step} in {workdir}; there is: {has}")
-    return path, json.loads((path / RECORD).read_text())
+    return path, json.loads((path / RECORD).read_text()) | json.loads((path / CONFIG).read_text())
 
 
 def _by_step(measured: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[int, dict[str, np.ndarray]]:

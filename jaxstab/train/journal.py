@@ -58,6 +58,12 @@ class Journal:
     skipped: tuple[Range, ...] = ()
     rollbacks: tuple[Rollback, ...] = ()
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Journal:
+        """The journal of its fields as JSON."""
+        skipped = tuple((first, end) for first, end in values["skipped"])
+        return cls(skipped, tuple(Rollback(**rollback) for rollback in values["rollbacks"]))
+
     @property
     def attempt(self) -> int:
         """The number of roll-backs so far."""
