@@ -16,9 +16,12 @@ from jaxstab.train.signals import Stopped
 COMMANDS = {
     "train": "trains a model, or goes on with the run in --workdir (the default)",
     "describe": "prints what a config trains, a row a stored parameter, and their exact number",
+    "diagnose": "says what happened to the run in --workdir, and where it began; writes report/diagnose.html there",
+    "tev": "prints the token embedding variability of workdirs, checkpoints and safetensors files: tev FILE...",
     "data tokenizer": "trains a byte-pair tokenizer of --vocabulary pieces on the config's source, into --out",
     "data prepare": "writes the config's source as a TFDS data set --name below --out",
 }
+WITHOUT_CONFIG = ("diagnose", "tev")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,8 +30,8 @@ def main(argv: Sequence[str]) -> int:
     if not debug:
         logging.set_verbosity(logging.FATAL)  # what orbax logs of a failed save, we say in one line
     try:
-        command, values = parse(argv)
-        run(command, values)
+        command, files, values = parse(argv)
+        run(command, files, values)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except Stopped as stopped:
@@ -45,22 +48,22 @@ def _fail(line: str, code: int) -> int:
     return code
 
 
-def parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
-    """Splits the command line into a command and its flags; raises UserError at what is neither."""
+def parse(argv: Sequence[str]) -> tuple[str, list[str], flags.FlagValues]:
+    """Splits the command line into a command, the files it is about, and flags; raises UserError at what is neither."""
     argv = _overrides_checked(argv)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "Path of a config file.", flag_values=values, lock_config=True, sys_argv=argv
     )
     flags.DEFINE_string("workdir", None, "Where the run is kept.", flag_values=values)
-    flags.DEFINE_string("out", None, "What data commands write.", flag_values=values)
+    flags.DEFINE_string("out", None, "What data commands write, and tev draws.", flag_values=values)
     flags.DEFINE_string("name", "corpus", "Name of the data set that `data prepare` writes.", flag_values=values)
     flags.DEFINE_integer("vocabulary", 8192, "Pieces of the tokenizer.", flag_values=values)
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
     if {"-h", "--help", "--helpfull"} & set(argv):
         print(_help(values))
         raise SystemExit(0)
-    file = _config_file(argv)
+    file = "" if argv[1:2] and argv[1] in WITHOUT_CONFIG else _config_file(argv)
     try:
         positional = values(argv)[1:]
     except UserError:
@@ -69,10 +72,11 @@ def parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
         raise ConfigError(_line(error)) from error
     except Exception as error:  # the config file itself raises anything
         raise ConfigError(f"the config file {file} fails: {type(error).__name__}: {_line(error)}") from error
-    command = " ".join(positional) or "train"
+    files = positional[1:] if positional[:1] == ["tev"] else []
+    command = " ".join(positional[: len(positional) - len(files)]) or "train"
     if command not in COMMANDS:
         raise UserError(unknown(f"command {command!r}", command, COMMANDS))
-    return command, values
+    return command, files, values
 
 
 def _help(values: flags.FlagValues) -> str:
@@ -119,13 +123,19 @@ def _line(error: Exception) -> str:
     return " ".join(dict.fromkeys([lines[0], lines[-1]]))
 
 
-def run(command: str, values: flags.FlagValues) -> None:
+def run(command: str, files: Sequence[str], values: flags.FlagValues) -> None:
     """Runs a parsed command."""
-    from jaxstab import data
+    from jaxstab import data, diagnose
     from jaxstab.train.config import resolve
     from jaxstab.train.describe import show
     from jaxstab.train.loop import train
 
+    if command == "diagnose":
+        diagnose.diagnose(_required(values, "workdir", "runs/first"))
+        return
+    if command == "tev":
+        diagnose.tev(files, values.out)
+        return
     if values.config is None:
         raise ConfigError("get_config of the config file returns None, instead of a ConfigDict")
     config = resolve(values.config)

@@ -1,0 +1,303 @@
+"""Figures of a run as inline SVG: those of the papers, from its own data."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxstab.diagnose.series import Run, Series
+
+MOST_POINTS = 800
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+COLORS = dict(zip(LINEAR, ("C0", "C1", "C2", "C4", "C5", "C7", "C3"), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A figure, or the sentence that says what it is missing."""
+
+    title: str
+    caption: str
+    svg: str
+    missing: str = ""
+
+
+class _MissingError(Exception):
+    """What a figure shows wasn't measured."""
+
+
+def figures(run: Run, marks: list[int]) -> list[Figure]:
+    """All figures, with lines at the steps `marks`; those whose data isn't there say what is missing."""
+    return [_figure(run, marks, title, caption, draw) for title, caption, draw in FIGURES]
+
+
+def _figure(run: Run, marks: list[int], title: str, caption: str, draw: Callable[..., None]) -> Figure:
+    with canvas() as figure:
+        try:
+            draw(run, figure)
+        except _MissingError as missing:
+            return Figure(title, caption, "", str(missing))
+        for axis in figure.axes:
+            if axis.get_xlabel() == "step":
+                for mark in marks:
+                    axis.axvline(mark, color="0.6", linewidth=0.7, linestyle=":", zorder=0)
+        return Figure(title, caption, svg_of(figure))
+
+
+@contextlib.contextmanager
+def canvas() -> Iterator[Any]:
+    """A figure that is drawn without a display, nor matplotlib's global state."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "jaxstab",
+        "font.size": 9,
+        "font.family": "sans-serif",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "0.92",
+        "axes.axisbelow": True,
+        "lines.linewidth": 1.1,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "figure.figsize": (8.4, 3.0),
+    }
+    with matplotlib.rc_context(style):
+        yield Canvas(layout="constrained")
+
+
+def svg_of(figure: Any) -> str:
+    """An SVG element that fits into a page, its names made apart from those of others."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    salt = f"f{abs(hash(text)) % 10**8}"
+    text = re.sub(r'\bid="', f'id="{salt}', text)
+    text = re.sub(r'(url\(|href=")#', rf"\1#{salt}", text)
+    return re.sub(
+        r'(<svg[^>]*?) height="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1), count=1
+    )
+
+
+def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most 800 points that keep every stretch's least and largest value."""
+    if len(steps) <= MOST_POINTS:
+        return steps, values
+    kept = []
+    for part in np.array_split(np.arange(len(steps)), MOST_POINTS // 2):
+        finite = part[np.isfinite(values[part])]
+        if len(finite):
+            kept += sorted({int(finite[values[finite].argmin()]), int(finite[values[finite].argmax()])})
+    return steps[kept], values[kept]
+
+
+def _line(axis: Any, steps: np.ndarray, values: np.ndarray, **style: Any) -> None:
+    steps, values = thinned(steps, np.where(np.isfinite(values), values, np.nan))
+    axis.plot(steps, values, marker="." if len(steps) < 30 else None, **style)
+    axis.set_xlabel("step")
+
+
+def _needed(found: Any, what: str) -> Any:
+    if found is None or not len(found):
+        raise _MissingError(f"missing: {what}")
+    return found
+
+
+def _log(axis: Any) -> None:
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines] or [np.ones(1)])
+    if np.any(values > 0):
+        axis.set_yscale("log")
+
+
+def _overview(run: Run, figure: Any) -> None:
+    figure.set_size_inches(8.4, 4.6)
+    top, middle, bottom = figure.subplots(3, sharex=True, height_ratios=(2, 1, 0.7))
+    _line(top, *run.one("train/loss"), color="C0")
+    top.set_ylabel("loss")
+    steps, _ = _needed(run.one("train/grad_norm"), "train/grad_norm")
+    if len(steps):
+        _line(middle, *run.one("train/grad_norm"), color="C1")
+        _log(middle)
+    middle.set_ylabel("gradient norm")
+    _line(bottom, *run.one("train/learning_rate"), color="C2")
+    bottom.set_ylabel("learning rate")
+
+
+def _last_layer(run: Run, measurement: str) -> dict[str, Series]:
+    found = {role: series for role, series in run.measured(measurement).items() if role in LINEAR}
+    return _needed(found, f"stability/{measurement}/<role> in measurements/")
+
+
+def _roles(axis: Any, found: dict[str, Series], layer: int, **style: Any) -> None:
+    for role, series in found.items():
+        _line(axis, series.steps, series.values[:, layer], color=COLORS[role], label=role, **style)
+
+
+def _figure_1(run: Run, figure: Any) -> None:
+    found = {
+        role: series for role, series in _last_layer(run, "update_ratio").items() if role in ("up_proj", "down_proj")
+    }
+    figure.set_size_inches(8.4, 3.8)
+    top, bottom = figure.subplots(2, sharex=True)
+    _line(top, *run.one("train/loss"), color="0.3")
+    top.set_ylabel("loss")
+    _roles(bottom, _needed(found, "stability/update_ratio of up_proj and down_proj"), -1)
+    _log(bottom)
+    bottom.set_ylabel("‖ΔW‖ / ‖W‖")
+    bottom.legend(ncols=2)
+
+
+def _figure_3(run: Run, figure: Any) -> None:
+    found = {role: series for role, series in _last_layer(run, "norm").items() if role in ("up_proj", "down_proj")}
+    axis = figure.subplots()
+    _roles(axis, _needed(found, "stability/norm of up_proj and down_proj"), -1)
+    effective = run.measured("norm_effective")
+    for role in found:
+        if role in effective and not np.allclose(effective[role].values[:, -1], found[role].values[:, -1], rtol=1e-3):
+            series = effective[role]
+            _line(
+                axis, series.steps, series.values[:, -1], color=COLORS[role], linestyle="--", label=f"{role}, effective"
+            )
+    axis.set_ylabel("‖W‖")
+    axis.legend(ncols=2)
+
+
+def _figure_8(run: Run, figure: Any) -> None:
+    axis = figure.subplots()
+    _roles(axis, _last_layer(run, "grad_norm"), -1)
+    _log(axis)
+    axis.set_ylabel("gradient norm")
+    axis.legend(ncols=4)
+
+
+def _figures_9_to_12(run: Run, figure: Any) -> None:
+    found = _last_layer(run, "update_ratio")
+    depth = max(series.layers for series in found.values())
+    chosen = list(dict.fromkeys(max(0, round(depth * part) - 1) for part in (1, 27 / 40, 14 / 40, 1 / 40)))
+    figure.set_size_inches(8.4, 4.8 if len(chosen) > 2 else 2.8)
+    panels = figure.subplots(-(-len(chosen) // 2), min(2, len(chosen)), sharex=True, sharey=True, squeeze=False)
+    for axis, layer in zip(panels.flat, chosen, strict=False):
+        _roles(axis, {role: series for role, series in found.items() if series.layers > layer}, layer)
+        axis.set_title(f"layer {layer}", fontsize=9)
+        _log(axis)
+    for axis in panels[:, 0]:
+        axis.set_ylabel("‖ΔW‖ / ‖W‖")
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
+
+
+def _tev_figure(run: Run, figure: Any) -> None:
+    left, right = figure.subplots(1, 2)
+    found = {role: run.one(f"stability/tev_mean/{role}") for role in ("embed_tokens", "lm_head")}
+    if not any(len(steps) for steps, _ in found.values()):
+        raise _MissingError("missing: stability/tev_mean/<role> in metrics.jsonl")
+    for color, (role, (steps, values)) in zip(("C0", "C3"), found.items(), strict=True):
+        if len(steps):
+            _line(left, steps, values, color=color, label=role)
+    left.set_ylabel("mean TEV")
+    left.legend()
+    variances = run.measured("gradient_variance")
+    if not variances:
+        right.text(0.5, 0.5, "gradient variance was not measured\n(stability.measure=full, train.accumulation > 1)", ha="center", va="center", transform=right.transAxes, fontsize=8)  # fmt: skip
+        right.set_axis_off()
+        return
+    first = next(iter(variances.values()))
+    same = [series.values for series in variances.values() if np.array_equal(series.steps, first.steps)]
+    _line(right, first.steps, np.concatenate(same, axis=1).mean(axis=1), color="C1")
+    _log(right)
+    right.set_ylabel("gradient variance, mean of all matrices")
+
+
+def _layers_over_steps(run: Run, figure: Any, found: dict[str, Series], label: str) -> None:
+    """A panel a part, a line a layer, from the first (dark) to the last (light)."""
+    import matplotlib
+
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axis, (part, series) in zip(panels, found.items(), strict=True):
+        for layer in range(series.layers):
+            color = matplotlib.colormaps["viridis"](layer / max(1, series.layers))
+            _line(axis, series.steps, series.values[:, layer], color=color, label=str(layer))
+        axis.set_title(part, fontsize=9)
+        _log(axis)
+    panels[0].set_ylabel(label)
+    if series.layers <= 12:
+        panels[-1].legend(title="layer", fontsize=7)
+
+
+def _shortcut(run: Run, figure: Any) -> None:
+    found = run.measured("shortcut_std")
+    steps_of = {part: series for part, series in found.items() if series.layers > 1}
+    _layers_over_steps(run, figure, _needed(steps_of, "stability/shortcut_std (stability.measure=full)"), "std")
+
+
+def _jacobian(run: Run, figure: Any) -> None:
+    found, bounds = (
+        _needed(run.measured("jacobian"), "stability/jacobian (stability.measure=full)"),
+        run.measured("jacobian_bound"),
+    )
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for axis, (part, series) in zip(panels, found.items(), strict=True):
+        layers = np.arange(series.layers)
+        for row, style in ((0, ":"), (-1, "-")):
+            axis.plot(layers, series.values[row], "C0" + style, marker=".", label=f"measured, step {series.steps[row]}")
+            if part in bounds and bounds[part].values.shape == series.values.shape:
+                axis.plot(
+                    layers, bounds[part].values[row], "C3" + style, marker=".", label=f"bound, step {series.steps[row]}"
+                )
+        axis.set(title=part, xlabel="layer", ylabel="spectral norm of the Jacobian")
+        _log(axis)
+    panels[-1].legend(fontsize=7)
+
+
+def _attention(run: Run, figure: Any) -> None:
+    left, right = figure.subplots(1, 2)
+    heads = _needed(run.measured("max_attention_logit"), "stability/max_attention_logit (stability.measure=full)")
+    for axis, name, found in ((left, "largest attention logit", heads), (right, "entropy (nats)", run.measured("attention_entropy"))):  # fmt: skip
+        for part, series in found.items():
+            for layer in range(series.layers):
+                _line(axis, series.steps, series.values[:, layer], color=f"C{layer % 10}", alpha=0.8, linewidth=0.8, label=f"layer {layer}" if part == "0" else None)  # fmt: skip
+        axis.set_ylabel(name)
+    _log(left)
+    if next(iter(heads.values())).layers <= 12:
+        left.legend(fontsize=7, ncols=2)
+
+
+def _histogram(run: Run, figure: Any) -> None:
+    found = run.measured("tev_histogram")
+    axis = figure.subplots()
+    for color, (role, series) in zip(("C0", "C3"), _needed(found, "stability/tev_histogram (stability.measure=full)").items(), strict=False):  # fmt: skip
+        edges = run.measured("tev_histogram_edges").get(role)
+        if edges is not None:
+            for row, style in ((0, ":"), (-1, "-")):
+                axis.stairs(
+                    series.values[row],
+                    edges.values[row],
+                    color=color,
+                    linestyle=style,
+                    label=f"{role}, step {series.steps[row]}",
+                )
+    axis.set(xlabel="TEV (standard deviation of a row)", ylabel="rows")
+    axis.legend(fontsize=8)
+
+
+FIGURES: list[tuple[str, str, Callable[..., None]]] = [
+    ("The run", "Loss, gradient norm before clipping and learning rate. Dotted: spikes, and the onset of the cause.", _overview),
+    ("Loss and update ratios", "As Figure 1 of Nishida et al. 2024: update ratios of up_proj and down_proj in the last layer.", _figure_1),
+    ("Norms", "As Figure 3 of Nishida et al. 2024: ‖W‖ of up_proj and down_proj in the last layer, as stored.", _figure_3),
+    ("Gradient norms", "As Figure 8 of Nishida et al. 2024: the gradient of each matrix of the last layer.", _figure_8),
+    ("Update ratios by layer", "As Figures 9 to 12 of Nishida et al. 2024: all linear layers at four depths.", _figures_9_to_12),
+    ("TEV and gradient variance", "As Figure 3 of Chung et al. 2024. Gradient variance is that across micro-batches.", _tev_figure),
+    ("TEV's distribution", "As Figure 1 of Chung et al. 2024, at the first and the last full measurement.", _histogram),
+    ("The shortcut", "Its standard deviation after each branch (Takase et al. 2025: large shortcut).", _shortcut),
+    ("Jacobians and their bounds", "Spectral norms of the branches beside bounds (15) and (20) of Takase et al. 2025.", _jacobian),
+    ("Attention", "The largest logit and the entropy of every head (Wortsman et al. 2023; Zhai et al. 2023).", _attention),
+]  # fmt: skip

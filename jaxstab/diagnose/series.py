@@ -1,0 +1,172 @@
+"""A run as series of values over steps, read from its workdir, and what is usual for a series."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy.lib.stride_tricks import sliding_window_view
+
+from jaxstab.config import UserError, from_config_dict
+from jaxstab.logging import read_measurements, read_metrics
+from jaxstab.table import MATRICES, Row, rows
+from jaxstab.train.config import Config
+from jaxstab.train.step import reparameterized
+from jaxstab.train.workdir import CONFIG
+
+TO_SD = 1.4826  # a normal distribution's standard deviation, in median absolute deviations
+CHUNK = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Values of one measurement at ascending steps, a column a layer (one for what has no layers)."""
+
+    steps: Int[np.ndarray, " n"]
+    values: Float[np.ndarray, "n layers"]
+
+    @property
+    def layers(self) -> int:
+        return self.values.shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is known of a run.
+
+    Attributes:
+      workdir: where it is.
+      series: by full name, `train/loss` or `stability/norm/q_proj`.
+      seams: steps that follow a roll-back, whose state isn't that of the step before.
+      saved: the flat config that was saved with it; {} where it wasn't.
+    """
+
+    workdir: Path
+    series: dict[str, Series]
+    seams: frozenset[int]
+    saved: dict[str, Any]
+
+    def measured(self, measurement: str) -> dict[str, Series]:
+        """{role: series} of a measurement of the matrices, in the order of the table's roles."""
+        prefix = f"stability/{measurement}/"
+        found = {name.removeprefix(prefix): each for name, each in self.series.items() if name.startswith(prefix)}
+        return dict(sorted(found.items(), key=lambda item: (*_place(item[0]), item[0])))
+
+    def one(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of a series without layers; empty where it isn't there."""
+        series = self.series.get(name)
+        return (series.steps, series.values[:, 0]) if series else (np.zeros(0, np.int64), np.zeros(0))
+
+    def table(self) -> dict[str, Row]:
+        """The rows of the effective matrices by role, with initial scales; {} where the saved config gives none."""
+        if not self.saved:
+            return {}
+        try:
+            effective, methods, _ = reparameterized(from_config_dict(Config, nested(self.saved)))
+        except UserError:  # the config of another version
+            return {}
+        kept = [row for row in rows(effective) if row.is_matrix and not row.tied]
+        return {row.role: row for row in kept if all(method.preserves for method in methods if method.applies(row))}
+
+
+def _place(role: str) -> tuple[int, int]:
+    if role.isdigit():
+        return (0, int(role))
+    return (1, MATRICES.index(role) if role in MATRICES else len(MATRICES))
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    return nested
+
+
+def read_run(workdir: str | Path) -> Run:
+    """Reads a run, finished or still going, of which no more is needed than its metrics.jsonl.
+
+    Raises:
+      UserError: there is no metrics file, or no training step in it.
+    """
+    workdir = Path(workdir)
+    lines = [line for line in read_metrics(workdir / "metrics.jsonl") if "train/loss" in line]
+    if not lines:
+        raise UserError(f"{workdir}/metrics.jsonl has no training step yet")
+    last = {line["step"]: line for line in lines}  # after a roll-back, the steps of its branch
+    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for step in sorted(last):
+        for name, value in last[step].items():
+            if name not in ("step", "attempt"):
+                found[name].append((step, value))
+    series = {name: _scalar_series(pairs) for name, pairs in found.items()}
+    for name, (steps, values) in read_measurements(workdir).items():
+        newest = np.append(steps[1:] != steps[:-1], True)
+        series[name] = Series(steps[newest], values[newest].astype(np.float64))
+    attempts = [last[step]["attempt"] for step in sorted(last)]
+    changed = zip(sorted(last)[1:], attempts, attempts[1:], strict=False)
+    return Run(workdir, series, frozenset(step for step, a, b in changed if a != b), _saved(workdir))
+
+
+def _scalar_series(pairs: list[tuple[int, float]]) -> Series:
+    steps, values = zip(*pairs, strict=True)
+    return Series(np.array(steps, np.int64), np.array(values, np.float64)[:, None])
+
+
+def _saved(workdir: Path) -> dict[str, Any]:
+    path = workdir / CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} can't be read ({type(error).__name__}: {error})") from error
+
+
+def usual(
+    values: Float[np.ndarray, "n *layers"], at: Int[np.ndarray, " k"], window: int, least: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Median and spread of the values before given indices: what is usual, whatever outliers there were.
+
+    Args:
+      values: NaN where there is none.
+      at: indices.
+      window: how many values before are looked at.
+      least: how many of them must be there.
+
+    Returns:
+      Median and 1.4826 median absolute deviations, `[k, *layers]`; NaN where fewer than `least` values are there.
+    """
+    values = np.where(np.isfinite(values), values, np.nan)
+    padded = np.concatenate([np.full((window, *values.shape[1:]), np.nan), values])
+    windows = sliding_window_view(padded, window, axis=0)  # the one at i ends before values[i]
+    center, spread = np.full((2, len(at), *values.shape[1:]), np.nan)
+    for start in range(0, len(at), CHUNK):
+        part = slice(start, start + CHUNK)
+        past = windows[at[part]]
+        enough = np.isfinite(past).sum(-1) >= least
+        past = np.where(enough[..., None], past, 0.0)
+        center[part] = np.where(enough, np.nanmedian(past, axis=-1), np.nan)
+        deviation = np.abs(past - center[part][..., None])
+        deviation = np.where(enough[..., None], deviation, 0.0)
+        spread[part] = np.where(enough, TO_SD * np.nanmedian(deviation, axis=-1), np.nan)
+    return center, spread
+
+
+def events(flags: Bool[np.ndarray, " n"], steps: Int[np.ndarray, " n"], gap: int = 10) -> list[tuple[int, int]]:
+    """Flagged steps as events (first, last): those with at most `gap` steps between them are one."""
+    found: list[tuple[int, int]] = []
+    for step in steps[flags]:
+        if found and step - found[-1][1] <= gap:
+            found[-1] = found[-1][0], int(step)
+        else:
+            found.append((int(step), int(step)))
+    return found

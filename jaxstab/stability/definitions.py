@@ -1,0 +1,174 @@
+"""What others call a spike: published definitions, from the values that a run has left in metrics.jsonl.
+
+Every definition is a function of a series, one value a step, that says which steps it flags. Values that aren't finite
+are no spikes by any of them and enter no statistic: they are taken out first, and counted apart (`nonfinite`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+Values = Float[np.ndarray, " n"]
+Flags = Bool[np.ndarray, " n"]
+LOSS, GRAD_NORM = "train/loss", "train/grad_norm"
+
+
+class Definition(NamedTuple):
+    """A definition and what it is about.
+
+    Attributes:
+      flags: values [n] -> flags [n].
+      of: the metrics that its authors apply it to.
+    """
+
+    flags: Callable[[Values], Flags]
+    of: tuple[str, ...]
+
+
+def nonfinite(values: Values) -> int:
+    """How many values are NaN or infinite."""
+    return int((~np.isfinite(values)).sum())
+
+
+def _of_finite(definition: Callable[[Values], Flags]) -> Callable[[Values], Flags]:
+    """Applies a definition to the finite values alone."""
+
+    @functools.wraps(definition)
+    def flags(values: Values) -> Flags:
+        values = np.asarray(values, np.float64)
+        finite = np.isfinite(values)
+        found = np.zeros(values.shape, bool)
+        found[finite] = definition(values[finite])
+        return found
+
+    return flags
+
+
+def _deviations(values: Values, window: int, least: int) -> Values:
+    """SDs above the mean of the previous `window` values; 0 before there are `least`."""
+    found = np.zeros(len(values))
+    for i in range(least, len(values)):
+        past = values[max(0, i - window) : i]
+        found[i] = (values[i] - past.mean()) / max(past.std(), 1e-12)
+    return found
+
+
+@_of_finite
+def olmo_2(values: Values) -> Flags:
+    """At least 7 standard deviations above the mean of the last 1,000 values, of which 64 must be there.
+
+    The share of flagged steps is OLMo 2's spike score. Which values the deviation is over isn't stated: here it is the
+    same 1,000, without the current one. They count both sides; a fall is no spike here.
+    Source: OLMo 2 (2025), section 3.
+    """
+    return _deviations(values, 1000, 64) >= 7
+
+
+@_of_finite
+def skip_step(values: Values) -> Flags:
+    """More than 6 standard deviations above the mean of the last 128 values, of which 64 must be there.
+
+    Source: OLMo-core's SkipStepOptimizer (secondary).
+    """
+    return _deviations(values, 128, 64) > 6
+
+
+@_of_finite
+def rolling_median(values: Values) -> Flags:
+    """More than 0.1 above the median of 201 steps, here those around the step, fewer at the ends.
+
+    Source: the Qwen team, 2026 (arXiv 2608.30320; secondary: whether the window is centred is this project's reading).
+    """
+    half = 100
+    return np.array(
+        [value > 0.1 + np.median(values[max(0, i - half) : i + half + 1]) for i, value in enumerate(values)]
+    )
+
+
+@_of_finite
+def kill_loss_spike(values: Values) -> Flags:
+    """At least twice the mean of the window before, on more than 4 steps in a row; the fifth and later are flagged.
+
+    The window is the last max(100, 5% of the run) values.
+    Source: llm-foundry's KillLossSpike callback (secondary); its window takes in the values that it judges.
+    """
+    window = max(100, len(values) // 20)
+    high = np.array([i >= window and value >= 2 * values[i - window : i].mean() for i, value in enumerate(values)])
+    return _in_a_row(high) > 4
+
+
+@_of_finite
+def ten_times_the_largest(values: Values) -> Flags:
+    """More than 10 times the largest value before.
+
+    Source: Megatron-LM, rerun_state_machine.is_unexpectedly_large.
+    """
+    largest = np.maximum.accumulate(values)
+    return np.concatenate([np.zeros(min(1, len(values)), bool), values[1:] > 10 * largest[:-1]])
+
+
+@_of_finite
+def over_threshold(values: Values) -> Flags:
+    """More than twice the first value on 3 steps in a row; the third and later are flagged.
+
+    Source: Axolotl's loss watchdog, patience 3 (secondary): its threshold is the user's, about twice the initial loss.
+    """
+    return _in_a_row(values > 2 * values[:1]) >= 3
+
+
+@_of_finite
+def zclip(values: Values) -> Flags:
+    """More than 2.5 running standard deviations above a running mean (decay 0.97), after 25 values.
+
+    Both statistics take in a flagged value as ZClip clips it, mean + 2.5² sd / z.
+    Source: Kumar et al. 2025 (arXiv 2504.02507), and their code.
+    """
+    warmup, threshold, decay = 25, 2.5, 0.97
+    flags = np.zeros(len(values), bool)
+    if len(values) <= warmup:
+        return flags
+    mean, variance = values[:warmup].mean(), values[:warmup].var()
+    for i in range(warmup, len(values)):
+        sd = np.sqrt(variance)
+        z = (values[i] - mean) / (sd + 1e-6)
+        flags[i] = z > threshold
+        taken = mean + threshold**2 * sd / z if flags[i] else values[i]
+        mean = decay * mean + (1 - decay) * taken
+        variance = decay * variance + (1 - decay) * (taken - mean) ** 2
+    return flags
+
+
+@_of_finite
+def loss_ratio(values: Values) -> Flags:
+    """More than 1.2 times the least value before.
+
+    Source: Li et al. 2022 (remembered), who count steps above 1.2 and above 1.5.
+    """
+    least = np.minimum.accumulate(values)
+    return np.concatenate([np.zeros(min(1, len(values)), bool), values[1:] > 1.2 * least[:-1]])
+
+
+def _in_a_row(flags: Flags) -> np.ndarray:
+    """How many flags in a row end at each step."""
+    counts, run = np.zeros(len(flags), int), 0
+    for i, flag in enumerate(flags):
+        run = run + 1 if flag else 0
+        counts[i] = run
+    return counts
+
+
+DEFINITIONS = {
+    "OLMo 2": Definition(olmo_2, (LOSS, GRAD_NORM)),
+    "SkipStep": Definition(skip_step, (LOSS, GRAD_NORM)),
+    "rolling median": Definition(rolling_median, (LOSS,)),
+    "KillLossSpike": Definition(kill_loss_spike, (LOSS,)),
+    "10x the largest": Definition(ten_times_the_largest, (LOSS,)),
+    "over threshold": Definition(over_threshold, (LOSS,)),
+    "ZClip": Definition(zclip, (GRAD_NORM,)),
+    "loss ratio": Definition(loss_ratio, (LOSS,)),
+}
