@@ -1,4 +1,4 @@
-"""`main.py diagnose --replay=<step>`: an incident once more, from the checkpoint before it, with everything measured."""
+"""`main.py diagnose --replay=<step>`: an incident again, from the checkpoint before it, all measured."""
 
 from __future__ import annotations
 
