@@ -48,6 +48,8 @@ def test_full_measurements_at_their_cadence_change_nothing(tiny, unbroken, tmp_p
 
 def test_off_leaves_loss_and_norms(tiny, unbroken, tmp_path):
     assert tiny.run(tmp_path / "run", "--config.stability.measure=off") == 0
-    tiny.assert_same_arrays(tmp_path / "run", unbroken)
+    found, expected = tiny.arrays(tmp_path / "run"), tiny.arrays(unbroken)
+    for path, array in expected.items():  # another program, that may round in another order
+        np.testing.assert_allclose(found[path], array, rtol=1e-3, atol=1e-5, err_msg=path)
     assert not read_measurements(tmp_path / "run")
     assert {"train/loss", "train/grad_norm", "train/update_norm"} <= {*tiny.steps(tmp_path / "run")[-1]}
