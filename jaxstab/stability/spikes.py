@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 QUANTITIES = ("loss", "grad_norm", "update_norm")
 LENGTH = 1000  # of the longest window
 LEAST = 64  # values before which nothing is a spike
+CLIP = 7.0  # standard deviations
 
 
 class Rule(NamedTuple):
@@ -37,6 +38,9 @@ RULES = {
 class Windows(NamedTuple):
     """The newest values of each quantity, float32, in a ring.
 
+    A value more than CLIP standard deviations off enters at CLIP: the published rules take it in whole, and it then
+    hides the next spike as long as it is in the window. A level that lasts is still followed, in some tens of steps.
+
     Attributes:
       values: `[Q, LENGTH]`.
       taken: how many values each has taken in.
@@ -53,15 +57,21 @@ def windows(quantities: int = len(QUANTITIES)) -> Windows:
     return Windows(jnp.zeros((quantities, LENGTH)), jnp.zeros((), jnp.int32), jnp.zeros((quantities,), jnp.int32))
 
 
-def deviations(state: Windows, new_Q: Float[Array, " Q"], window: int) -> Float[Array, " Q"]:
-    """(x - mean) / SD over the newest `window` values, `new_Q` not among them; 0 before LEAST values or where x isn't
-    finite. A standard deviation below 1e-6 of the mean, float32's resolution, counts as that."""
+def moments(state: Windows, window: int) -> tuple[Float[Array, " Q"], Float[Array, " Q"]]:
+    """Mean and standard deviation of the newest `window` values; an SD below 1e-6 of the mean, float32's resolution,
+    counts as that."""
     age_W = (state.taken - 1 - jnp.arange(LENGTH)) % LENGTH
     counts_W = age_W < jnp.minimum(state.taken, window)
     mean_Q = jnp.mean(state.values, axis=1, where=counts_W)
     deviation_Q = jnp.sqrt(jnp.mean(jnp.square(state.values - mean_Q[:, None]), axis=1, where=counts_W))
-    z_Q = (new_Q - mean_Q) / jnp.maximum(deviation_Q, 1e-6 * jnp.abs(mean_Q) + 1e-30)
-    return jnp.where((state.taken >= LEAST) & jnp.isfinite(new_Q), z_Q, 0.0)
+    return mean_Q, jnp.maximum(deviation_Q, 1e-6 * jnp.abs(mean_Q) + 1e-30)
+
+
+def deviations(state: Windows, new_Q: Float[Array, " Q"], window: int) -> Float[Array, " Q"]:
+    """(x - mean) / SD over the newest `window` values, `new_Q` not among them; 0 before LEAST values or where x isn't
+    finite."""
+    mean_Q, deviation_Q = moments(state, window)
+    return jnp.where((state.taken >= LEAST) & jnp.isfinite(new_Q), (new_Q - mean_Q) / deviation_Q, 0.0)
 
 
 def exceeds(z: Float[Array, "*n"], rule: Rule) -> Bool[Array, "*n"]:
@@ -72,6 +82,9 @@ def exceeds(z: Float[Array, "*n"], rule: Rule) -> Bool[Array, "*n"]:
 def taken_in(state: Windows, new_Q: Float[Array, " Q"]) -> Windows:
     """The windows with one more value each, which has to be finite."""
     spikes = exceeds(deviations(state, new_Q, RULES["olmo2"].window), RULES["olmo2"])
+    mean_Q, deviation_Q = moments(state, RULES["skip_step"].window)
+    near_Q = jnp.clip(new_Q, mean_Q - CLIP * deviation_Q, mean_Q + CLIP * deviation_Q)
+    new_Q = jnp.where(state.taken >= LEAST, near_Q, new_Q)
     values = jax.lax.dynamic_update_index_in_dim(state.values, new_Q, state.taken % LENGTH, axis=1)
     return Windows(values, state.taken + 1, state.spikes + spikes)
 

@@ -36,7 +36,7 @@ def install(patch, first_mark):
     def with_weights(*arguments):
         *rest, state, tokens, hypers = arguments
         factor = jnp.where(marked(tokens, "matrix"), 100.0, 1.0)
-        head = jax.tree.map(lambda x: factor * x if x.ndim == 2 else x, state.raw["lm_head"])
+        head = jax.tree.map(lambda x: factor * x, state.raw["lm_head"])  # its gate, too, where it has one
         return step(*rest, state._replace(raw=state.raw | {"lm_head": head}), tokens, hypers)
 
     patch(step_module, "loss_sums", with_loss)
