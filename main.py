@@ -130,20 +130,20 @@ def _line(error: Exception) -> str:
 
 def run(command: str, files: Sequence[str], values: flags.FlagValues) -> None:
     """Runs a parsed command."""
-    from jaxstab import data, diagnose
+    from jaxstab import data
     from jaxstab.train.config import resolve
     from jaxstab.train.describe import show
     from jaxstab.train.loop import train
 
-    if command == "diagnose":
-        workdir = _required(values, "workdir", "runs/first")
-        if values.replay:
-            diagnose.replay(workdir, values.replay, Console(highlight=False))
+    if command in WITHOUT_CONFIG:
+        from jaxstab import diagnose
+
+        if command == "tev":
+            diagnose.tev(files, values.out)
+        elif values.replay:
+            diagnose.replay(_required(values, "workdir", "runs/first"), values.replay, Console(highlight=False))
         else:
-            diagnose.diagnose(workdir)
-        return
-    if command == "tev":
-        diagnose.tev(files, values.out)
+            diagnose.diagnose(_required(values, "workdir", "runs/first"))
         return
     if values.config is None:
         raise ConfigError("get_config of the config file returns None, instead of a ConfigDict")

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float
 
-from jaxstab.diagnose.series import Run, Series, events, usual
+from jaxstab.diagnose.series import TO_SD, Run, Series, events, usual
 from jaxstab.table import Row
 
 CAUSES = {
@@ -35,7 +35,7 @@ class Cause:
     Attributes:
       cause: one of CAUSES.
       role, layer, head: where, as far as the cause has a place and it is known; layers and heads count from 0.
-      step: the first step that shows it.
+      step: the first step that shows it; 0 where none does.
       evidence: sentences.
     """
 
@@ -43,7 +43,7 @@ class Cause:
     role: str | None = None
     layer: int | None = None
     head: int | None = None
-    step: int | None = None
+    step: int = 0
     evidence: tuple[str, ...] = ()
 
     @property
@@ -52,6 +52,9 @@ class Cause:
         parts = [self.role or "", f"layer {self.layer}" if self.layer is not None else ""]
         place = " of ".join(part for part in parts if part)
         return place + (f", head {self.head}" if self.head is not None else "")
+
+
+ECHO = 60  # steps after a change of weights in which a jump of the loss is its doing
 
 
 def find_causes(run: Run) -> list[Cause]:
@@ -63,7 +66,7 @@ def find_causes(run: Run) -> list[Cause]:
     fast = too_fast(run)
     violent = growth(run)[0] > VIOLENT
     weights = [*changed_at_start(run), *changed_weights(run, sure=violent)]
-    odd = odd_batches(run)
+    odd = [each for each in odd_batches(run) if not any(0 <= each.step - before.step <= ECHO for before in weights)]
     found = [*weights, *(fast + odd if violent else odd + fast), *grown_logits(run), *not_finite(run)]
     return found or [Cause("none", evidence=("no measurement left what is usual in a way that a cause is known for",))]
 
@@ -300,11 +303,14 @@ def grown_logits(run: Run) -> list[Cause]:
     """A head whose attention logits are over 50 and five times those of the median head (Wortsman et al. 2023)."""
     steps, values = logits(run)
     for step, now in zip(steps, values, strict=True):
-        layer, head = np.unravel_index(np.nanargmax(now), now.shape) if np.isfinite(now).any() else (0, 0)
-        if now[layer, head] > max(50.0, 5 * float(np.nanmedian(now))):
+        if not np.isfinite(now).any():
+            continue
+        layer, head = np.unravel_index(np.nanargmax(now), now.shape)
+        largest, median = float(now[layer, head]), float(np.nanmedian(now))
+        if largest > max(50.0, 5 * median):
             sentence = (
-                f"the largest attention logit of head {head} in layer {layer} is {now[layer, head]:.3g} at step {step}, "
-                f"the median head's {np.nanmedian(now):.3g}"
+                f"the largest attention logit of head {head} in layer {layer} is {largest:.3g} at step {step}, "
+                f"the median head's {median:.3g}"
             )
             return [Cause("attention_logits", "q_proj", int(layer), int(head), int(step), (sentence,))]
     return []
@@ -324,7 +330,7 @@ def growth(run: Run) -> tuple[float, int, int]:
     """
     steps, size = _log_norms(run)
     span = min(SPAN, len(steps) - 1)
-    if span < 10:
+    if span < 3:
         return 1.0, 0, 0
     grown = np.median(size[span:] - size[:-span], axis=1)
     at = int(np.where(np.isfinite(grown), grown, -np.inf).argmax())
@@ -393,7 +399,10 @@ FAR = 6.0  # robust standard deviations
 
 
 def odd_batches(run: Run) -> list[Cause]:
-    """Stretches whose loss is far from that of the batches before, from one step to the next, and comes back after."""
+    """Stretches whose loss is far from that of the batches before, from one step to the next.
+
+    It comes back after (by 70% within 60 steps), unless the run ends before; a single step also takes another gradient.
+    """
     steps, loss = run.one("train/loss")
     _, norm = run.one("train/grad_norm")
     if len(loss) < 20 or len(norm) != len(loss):
@@ -406,15 +415,14 @@ def odd_batches(run: Run) -> list[Cause]:
         usual_norm, spread_norm = (part[0] for part in usual(np.log(norm), np.array([at]), 48, 8))
         norm_z = (math.log(norm[at]) - usual_norm) / max(spread_norm, 0.1)
         after = loss[end + 1 : end + 61]
-        recovers = len(after) == 0 or np.nanmin(np.abs(after - center[at])) < max(2 * spread[at], 0.25)
+        recovers = len(after) == 0 or np.nanmin(np.abs(after - center[at])) < max(0.25, 0.3 * abs(jump))
         if not recovers or (last == first and abs(norm_z) < 3):
             continue
+        deviation = f"{jump / spread[at]:+.0f} SD"
         sentences = [
-            f"the loss of step {first} is {loss[at]:.3f}, where {center[at]:.3f} is usual ({jump / spread[at]:+.0f} SD), "
-            f"with a gradient norm of {norm[at]:.3g} ({norm_z:+.0f} SD); no weight had moved in an unusual way before it",
-            f"it stays apart until step {last}, and is back with the batches after"
-            if len(after)
-            else "the run ends so",
+            f"the loss of step {first} is {loss[at]:.3f}, where {center[at]:.3f} is usual ({deviation})",
+            f"the gradient's norm is {norm[at]:.3g} there ({norm_z:+.0f} SD of its logarithm)",
+            f"it stays apart until step {last}" + (", and comes back" if len(after) else ", where the run ends so far"),
         ]
         found.append(Cause("data", step=first, evidence=tuple(sentences)))
     return found
@@ -429,14 +437,12 @@ def _apart(loss: Float[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray, np.nd
     flags, centers, spreads = np.zeros(len(loss), bool), np.full(len(loss), np.nan), np.full(len(loss), np.nan)
     in_a_row = 0
     for i, value in enumerate(loss):
-        if len(kept) >= 16:
-            past = np.array(kept[-48:])
-            level = np.median(kept[-12:])
-            trend = past - np.array(
-                [np.median(kept[max(0, j - 11) : j + 1]) for j in range(len(kept) - len(past), len(kept))]
-            )
-            centers[i], spreads[i] = level, max(1.4826 * float(np.median(np.abs(trend))), 0.05)
-            flags[i] = abs(value - level) > max(FAR * spreads[i], LEAST_JUMP)
+        if len(kept) >= 8:
+            centers[i] = np.median(kept[-12:])
+            # From one value to the next, so that the fall of the loss itself is no spread.
+            spreads[i] = max(TO_SD * float(np.median(np.abs(np.diff(kept[-48:])))) / math.sqrt(2), 0.05)
+            apart = value - centers[i] if value > centers[i] else 0.5 * (centers[i] - value)  # it falls early on
+            flags[i] = apart > max(FAR * spreads[i], LEAST_JUMP)
         in_a_row = in_a_row + 1 if flags[i] else 0
         if np.isfinite(value) and (not flags[i] or in_a_row > 60):  # a change for good is the new level
             kept.append(float(value))

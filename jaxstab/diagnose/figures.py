@@ -47,6 +47,7 @@ def _figure(run: Run, marks: list[int], title: str, caption: str, draw: Callable
             if axis.get_xlabel() == "step":
                 for mark in marks:
                     axis.axvline(mark, color="0.6", linewidth=0.7, linestyle=":", zorder=0)
+            axis.label_outer()
         return Figure(title, caption, svg_of(figure))
 
 
@@ -190,8 +191,9 @@ def _figures_9_to_12(run: Run, figure: Any) -> None:
         _roles(axis, {role: series for role, series in found.items() if series.layers > layer}, layer)
         axis.set_title(f"layer {layer}", fontsize=9)
         _log(axis)
-    for axis in panels[:, 0]:
         axis.set_ylabel("‖ΔW‖ / ‖W‖")
+    for axis in panels.flat[len(chosen) :]:
+        axis.set_axis_off()
     figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
 
 
@@ -207,7 +209,8 @@ def _tev_figure(run: Run, figure: Any) -> None:
     left.legend()
     variances = run.measured("gradient_variance")
     if not variances:
-        right.text(0.5, 0.5, "gradient variance was not measured\n(stability.measure=full, train.accumulation > 1)", ha="center", va="center", transform=right.transAxes, fontsize=8)  # fmt: skip
+        missing = "gradient variance was not measured\n(stability.measure=full, train.accumulation > 1)"
+        right.text(0.5, 0.5, missing, ha="center", va="center", transform=right.transAxes, color="0.5")
         right.set_axis_off()
         return
     first = next(iter(variances.values()))
@@ -261,10 +264,12 @@ def _jacobian(run: Run, figure: Any) -> None:
 def _attention(run: Run, figure: Any) -> None:
     left, right = figure.subplots(1, 2)
     heads = _needed(run.measured("max_attention_logit"), "stability/max_attention_logit (stability.measure=full)")
-    for axis, name, found in ((left, "largest attention logit", heads), (right, "entropy (nats)", run.measured("attention_entropy"))):  # fmt: skip
+    entropies = run.measured("attention_entropy")
+    for axis, name, found in ((left, "largest attention logit", heads), (right, "entropy (nats)", entropies)):
         for part, series in found.items():
             for layer in range(series.layers):
-                _line(axis, series.steps, series.values[:, layer], color=f"C{layer % 10}", alpha=0.8, linewidth=0.8, label=f"layer {layer}" if part == "0" else None)  # fmt: skip
+                label = f"layer {layer}" if part == "0" else None
+                _line(axis, series.steps, series.values[:, layer], color=f"C{layer % 10}", linewidth=0.8, label=label)
         axis.set_ylabel(name)
     _log(left)
     if next(iter(heads.values())).layers <= 12:
@@ -272,32 +277,47 @@ def _attention(run: Run, figure: Any) -> None:
 
 
 def _histogram(run: Run, figure: Any) -> None:
-    found = run.measured("tev_histogram")
+    found = _needed(run.measured("tev_histogram"), "stability/tev_histogram (stability.measure=full)")
+    edges = run.measured("tev_histogram_edges")
     axis = figure.subplots()
-    for color, (role, series) in zip(("C0", "C3"), _needed(found, "stability/tev_histogram (stability.measure=full)").items(), strict=False):  # fmt: skip
-        edges = run.measured("tev_histogram_edges").get(role)
-        if edges is not None:
-            for row, style in ((0, ":"), (-1, "-")):
-                axis.stairs(
-                    series.values[row],
-                    edges.values[row],
-                    color=color,
-                    linestyle=style,
-                    label=f"{role}, step {series.steps[row]}",
-                )
+    for color, role in zip(("C0", "C3"), [role for role in found if role in edges], strict=False):
+        for row, style in ((0, ":"), (-1, "-")):
+            label = f"{role}, step {found[role].steps[row]}"
+            axis.stairs(found[role].values[row], edges[role].values[row], color=color, linestyle=style, label=label)
     axis.set(xlabel="TEV (standard deviation of a row)", ylabel="rows")
     axis.legend(fontsize=8)
 
 
+NISHIDA, CHUNG, TAKASE = "Nishida et al. 2024", "Chung et al. 2024", "Takase et al. 2025"
 FIGURES: list[tuple[str, str, Callable[..., None]]] = [
-    ("The run", "Loss, gradient norm before clipping and learning rate. Dotted: spikes, and the onset of the cause.", _overview),
-    ("Loss and update ratios", "As Figure 1 of Nishida et al. 2024: update ratios of up_proj and down_proj in the last layer.", _figure_1),
-    ("Norms", "As Figure 3 of Nishida et al. 2024: ‖W‖ of up_proj and down_proj in the last layer, as stored.", _figure_3),
-    ("Gradient norms", "As Figure 8 of Nishida et al. 2024: the gradient of each matrix of the last layer.", _figure_8),
-    ("Update ratios by layer", "As Figures 9 to 12 of Nishida et al. 2024: all linear layers at four depths.", _figures_9_to_12),
-    ("TEV and gradient variance", "As Figure 3 of Chung et al. 2024. Gradient variance is that across micro-batches.", _tev_figure),
-    ("TEV's distribution", "As Figure 1 of Chung et al. 2024, at the first and the last full measurement.", _histogram),
-    ("The shortcut", "Its standard deviation after each branch (Takase et al. 2025: large shortcut).", _shortcut),
-    ("Jacobians and their bounds", "Spectral norms of the branches beside bounds (15) and (20) of Takase et al. 2025.", _jacobian),
-    ("Attention", "The largest logit and the entropy of every head (Wortsman et al. 2023; Zhai et al. 2023).", _attention),
-]  # fmt: skip
+    (
+        "The run",
+        "Loss, gradient norm before clipping, learning rate. Dotted, here and below: spikes and the cause's onset.",
+        _overview,
+    ),
+    (
+        "Loss and update ratios",
+        f"As Figure 1 of {NISHIDA}: update ratios of up_proj and down_proj in the last layer.",
+        _figure_1,
+    ),
+    ("Norms", f"As Figure 3 of {NISHIDA}: ‖W‖ of up_proj and down_proj in the last layer, as stored.", _figure_3),
+    ("Gradient norms", f"As Figure 8 of {NISHIDA}: the gradient of each matrix of the last layer.", _figure_8),
+    (
+        "Update ratios by layer",
+        f"As Figures 9 to 12 of {NISHIDA}: all linear layers, at the depths of theirs (40, 27, 14 and 1 of 40).",
+        _figures_9_to_12,
+    ),
+    ("TEV and gradient variance", f"As Figure 3 of {CHUNG}, with the variance across micro-batches.", _tev_figure),
+    ("TEV's distribution", f"As Figure 1 of {CHUNG}, at the first and the last full measurement.", _histogram),
+    ("The shortcut", f"Its standard deviation after each branch ({TAKASE}: large shortcut).", _shortcut),
+    (
+        "Jacobians and their bounds",
+        f"Spectral norms of the branches beside bounds (15) and (20) of {TAKASE}.",
+        _jacobian,
+    ),
+    (
+        "Attention",
+        "The largest logit and the entropy of every head (Wortsman et al. 2023, Zhai et al. 2023).",
+        _attention,
+    ),
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from scipy import stats
 
 from jaxstab.diagnose.series import Run, Series, events, usual
 from jaxstab.stability.definitions import DEFINITIONS, GRAD_NORM, LOSS
@@ -12,6 +13,7 @@ from jaxstab.stability.definitions import DEFINITIONS, GRAD_NORM, LOSS
 AHEAD = 20  # steps before a spike in which a measurement may have left its range
 PAST = 64  # values before those, which are its range
 FAR = 6.0  # robust standard deviations
+CHANCE = 1e-6  # of one more value like those before to be so far out
 SPIKES = ("OLMo 2", "SkipStep")  # whose events are looked into
 MOST = 12
 
@@ -93,8 +95,9 @@ def spikes(run: Run) -> list[Spike]:
 def moved_before(run: Run, spike: int) -> list[Moved]:
     """What left its own range at most 20 steps before a spike, or in it; earliest first, then the farthest out.
 
-    The range is that of the 64 values before: out of it is what lies beyond its ends by half its width and 6 robust
-    standard deviations from its median, on two steps in a row (or on one by twice as far).
+    The range is that of the 64 values before: out of it is what lies beyond its ends by half its width, 6 robust
+    standard deviations from its median, and farther from its mean than one more such value would by a chance of 1e-6
+    (Student's t: few values tell little of a range), on two steps in a row, or on one by twice as far.
     """
     found: list[Moved] = []
     for name, series in run.series.items():
@@ -127,8 +130,11 @@ def _left(measurement: str, part: str, series: Series, spike: int) -> list[Moved
     past, now, center, spread = past[:, known], now[:, known], center[known], spread[known]
     low, high = np.nanmin(past, axis=0), np.nanmax(past, axis=0)
     margin = 0.5 * (high - low)
+    count = np.isfinite(past).sum(axis=0)
+    limit = stats.t.isf(CHANCE, count - 1) * np.nanstd(past, axis=0, ddof=1) * np.sqrt(1 + 1 / count)
     deviation = (now - center) / np.maximum(spread, 1e-4)
     out = ((now > high + margin) | (now < low - margin)) & (np.abs(deviation) > FAR)
+    out &= np.abs(now - np.nanmean(past, axis=0)) > limit
     lasting = out & (np.concatenate([out[1:], out[-1:]]) | (np.abs(deviation) > 2 * FAR))
     found = []
     for column in np.flatnonzero(lasting.any(axis=0)):

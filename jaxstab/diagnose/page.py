@@ -74,7 +74,7 @@ def _verdict(found: Diagnosis) -> str:
 
 def _cause(cause: Cause) -> str:
     place = f", {escape(cause.place)}" if cause.place else ""
-    step = f", from step {cause.step}" if cause.step is not None else ""
+    step = f", from step {cause.step}" if cause.step else ""
     return f"{escape(CAUSES[cause.cause]).capitalize()}{place}{step}"
 
 
@@ -106,10 +106,10 @@ def _moved(found: Diagnosis) -> str:
 
 def _conditions(found: Diagnosis) -> str:
     word = {True: "holds", False: "fails", None: "unknown"}
-    rows = [
-        (escape(each.paper), escape(each.condition), f'<span class="{word[each.holds]}">{word[each.holds]}</span>', escape(each.found))
-        for each in found.conditions
-    ]  # fmt: skip
+    rows = []
+    for each in found.conditions:
+        holds = f'<span class="{word[each.holds]}">{word[each.holds]}</span>'
+        rows.append((escape(each.paper), escape(each.condition), holds, escape(each.found)))
     return table(("paper", "condition", "", "measured"), rows)
 
 

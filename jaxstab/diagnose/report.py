@@ -66,7 +66,8 @@ def diagnosed(run: Run) -> Diagnosis:
 def diagnose(workdir: str | Path) -> Diagnosis:
     """Reads a run (finished, still going, or only its metrics.jsonl), prints what it finds, and writes it.
 
-    Writes `<workdir>/report/diagnose.html`, which needs nothing else, and `diagnose.json`.
+    Writes `<workdir>/report/diagnose.html`, which needs nothing else, and `diagnose.json`, of which
+    `cause`, `role`, `layer`, `head`, `step` and `evidence` are those of the likeliest cause.
 
     Raises:
       UserError: there is no run to read, or the report can't be written.
@@ -74,11 +75,13 @@ def diagnose(workdir: str | Path) -> Diagnosis:
     run = read_run(workdir)
     found = diagnosed(run)
     directory = run.workdir / REPORT
-    marks = sorted({spike.first for spike in found.spikes} | {found.cause.step or 0} - {0})
+    marks = sorted({spike.first for spike in found.spikes} | {found.cause.step} - {0})
     drawn = figures(run, marks)
     try:
         directory.mkdir(exist_ok=True)
-        (directory / "diagnose.json").write_text(json.dumps(_json(dataclasses.asdict(found)), indent=1) + "\n")
+        (directory / "diagnose.json").write_text(
+            json.dumps(_json(dataclasses.asdict(found.cause) | dataclasses.asdict(found)), indent=1) + "\n"
+        )
         (directory / "diagnose.html").write_text(page(found, drawn))
     except OSError as error:
         raise UserError(f"the report can't be written to {directory}: {error.strerror}") from error
@@ -90,7 +93,7 @@ def text(found: Diagnosis) -> list[str]:
     """What is said of a run, in lines."""
     cause = found.cause
     lines = [f"{found.workdir}, steps {found.steps[0]} to {found.steps[1]}", ""]
-    at = f" from step {cause.step}" if cause.step is not None else ""
+    at = f" from step {cause.step}" if cause.step else ""
     place = f": {cause.place}" if cause.place else ""
     lines += [f"Cause: {cause.cause}{place}{at} ({CAUSES[cause.cause]})", *(f"  {line}" for line in cause.evidence)]
     for other in found.causes[1:6]:

@@ -132,12 +132,12 @@ def _saved(workdir: Path) -> dict[str, Any]:
 
 
 def usual(
-    values: Float[np.ndarray, "n *layers"], at: Int[np.ndarray, " k"], window: int, least: int
+    values: Float[np.ndarray, "n ..."], at: Int[np.ndarray, " k"], window: int, least: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Median and spread of the values before given indices: what is usual, whatever outliers there were.
 
     Args:
-      values: NaN where there is none.
+      values: `[n, *layers]`, NaN where there is none.
       at: indices.
       window: how many values before are looked at.
       least: how many of them must be there.

@@ -104,7 +104,7 @@ def tev(files: Sequence[str], out: str | None = None) -> list[Variability]:
 
 
 def read(file: str) -> Iterator[Variability]:
-    """TEV of the embedding of a file, and of its head where it has one of its own."""
+    """TEV of the embedding of a file, and of its head where it has one."""
     path = Path(file)
     if not path.exists():
         raise UserError(f"no file {file}")
@@ -180,7 +180,6 @@ def _of_checkpoint(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     import orbax.checkpoint as ocp
 
     from jaxstab.reparam import reparameterize
-    from jaxstab.table import rows
     from jaxstab.train.config import Config
     from jaxstab.train.step import reparameterized
 
@@ -206,10 +205,8 @@ def _of_checkpoint(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     except Exception as error:  # a damaged checkpoint shows itself in many ways
         raise UserError(f"the embedding of {path} can't be read: {str(error).splitlines()[0][:200]}") from error
     effective = reparam.merge(there["raw"], tuple(there["reparam"]))
-    tied = any(row.tied for row in rows(part))
     yield "embed_tokens", np.asarray(jax.tree.leaves(effective["embed_tokens"])[0])
-    if not tied or config.reparam.method != "identity":
-        yield "lm_head", np.asarray(effective["lm_head"]["kernel"]).T
+    yield "lm_head", np.asarray(jax.tree.leaves(effective["lm_head"])[0]).T
 
 
 def _sketch(values: np.ndarray, bins: int = 24) -> str:

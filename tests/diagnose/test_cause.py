@@ -1,0 +1,149 @@
+"""A planted cause is named, with its place and step, by evidence that the run bears out; no cause, no alarm."""
+
+import numpy as np
+import pytest
+
+from jaxstab.diagnose import find_causes, read_run
+
+
+def cause_of(workdir):
+    return find_causes(read_run(workdir))[0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_healthy_run_raises_no_alarm(fake, seed):
+    assert cause_of(fake(seed=seed)).cause == "none"
+
+
+@pytest.mark.parametrize(
+    ("role", "layer", "step", "factor"),
+    [
+        ("q_proj", 0, 3, 0.7),
+        ("down_proj", 4, 90, 0.05),
+        ("k_proj", 1, 50, 0.97),
+        ("o_proj", 3, 20, 1.03),
+        ("v_proj", 2, 158, 40.0),
+    ],
+)
+def test_a_scaled_matrix_is_found_by_its_norm(fake, role, layer, step, factor):
+    found = cause_of(fake(lambda run: run.scale(step, role, layer, factor), seed=step))
+    assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", role, layer, step)
+    assert f"x{factor:.3g}" in found.evidence[0]
+
+
+@pytest.mark.parametrize("factor", [1.02, 0.98])
+def test_a_change_smaller_than_the_update_is_found_by_being_unlike_others(fake, factor):
+    found = cause_of(fake(lambda run: run.scale(90, "o_proj", 3, factor), rate=0.03))
+    assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", "o_proj", 3, 90)
+    assert "unlike any change of it before" in found.evidence[0]
+
+
+def test_what_is_scaled_before_the_first_step_is_found_by_its_initial_scale(fake):
+    found = cause_of(fake(lambda run: run.scale(1, "up_proj", 2, 1.4)))
+    assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", "up_proj", 2, 1)
+    found = cause_of(fake(lambda run: run.scale(1, "up_proj", 2, 1.4), saved=False))
+    assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", "up_proj", 2, 1)
+
+
+def test_the_consequences_of_a_change_are_no_second_cause(fake):
+    def plant(run):
+        run.scale(80, "v_proj", 1, 20.0)
+        run.loss[79:95] += 2
+        run.grad[79:95] *= 10
+
+    assert [each.cause for each in find_causes(read_run(fake(plant)))] == ["weights_scaled"]
+
+
+@pytest.mark.parametrize("step", [1, 60, 120])
+def test_queries_and_keys_of_one_head(fake, step):
+    layer, head, factor = 3, 2, 6.0
+    grown = np.sqrt((3 + factor**2) / 4)
+
+    def plant(run):
+        run.scale(step, "q_proj", layer, grown).scale(step, "k_proj", layer, grown)
+        run.logits[step - 1 :, layer, head] *= factor**2
+
+    found = cause_of(fake(plant))
+    assert (found.cause, found.layer, found.head, found.step) == ("attention_logits", layer, head, step)
+
+
+def test_logits_that_grow_without_a_jump(fake):
+    def plant(run):
+        run.logits[:, 1, 3] *= np.exp(np.linspace(0, 4, run.steps))
+
+    found = cause_of(fake(plant))
+    assert (found.cause, found.layer, found.head, found.step) == ("attention_logits", 1, 3, 100)
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.5])
+def test_an_embedding_that_began_too_small(fake, factor):
+    found = cause_of(fake(lambda run: run.scale(1, "embed_tokens", 0, factor)))
+    assert (found.cause, found.role, found.step) == ("embedding_scale", "embed_tokens", 1)
+
+
+def test_an_embedding_scaled_later_is_a_scaled_matrix(fake):
+    found = cause_of(fake(lambda run: run.scale(70, "embed_tokens", 0, 0.1)))
+    assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", "embed_tokens", None, 70)
+
+
+def test_a_learning_rate_at_which_all_matrices_grow(fake):
+    found = cause_of(fake(rate=0.2))
+    assert found.cause == "learning_rate" and found.step < 25
+
+
+def test_a_loss_that_rises_for_good_without_measurements(fake):
+    def plant(run):
+        run.loss[80:] += np.linspace(0, 2, run.steps - 80)
+
+    assert cause_of(fake(plant, measurements=False)).cause == "learning_rate"
+
+
+@pytest.mark.parametrize(("step", "length", "jump"), [(40, 3, 1.5), (100, 12, 3.0), (120, 1, 4.0), (90, 8, -1.5)])
+def test_a_stretch_of_odd_batches(fake, step, length, jump):
+    def plant(run):
+        run.loss[step - 1 : step - 1 + length] += jump
+        run.grad[step - 1 : step - 1 + length] *= 4
+
+    found = cause_of(fake(plant))
+    assert (found.cause, found.role, found.step) == ("data", None, step)
+
+
+def test_a_stretch_that_has_not_ended_says_so(fake):
+    def plant(run):
+        run.loss[99:] += 2
+
+    found = cause_of(fake(plant))
+    assert (found.cause, found.step) == ("data", 100)
+    assert "until step 160, where the run ends so far" in found.evidence[-1]
+
+
+def test_noise_of_single_batches_is_no_cause(fake):
+    def plant(run):
+        run.loss[[40, 77, 110]] += 0.9  # 9 SD, with a gradient like the others
+
+    assert cause_of(fake(plant)).cause == "none"
+
+
+def test_entries_that_are_not_finite_name_their_matrix(fake):
+    def plant(run):
+        run.nonfinite["k_proj"][70, 2] = 0.1
+        run.loss[71:], run.grad[71:] = np.nan, np.nan
+
+    found = cause_of(fake(plant))
+    assert (found.cause, found.role, found.layer, found.step) == ("nonfinite", "k_proj", 2, 71)
+
+
+def test_a_loss_that_is_not_finite_has_no_place(fake):
+    def plant(run):
+        run.loss[70] = np.inf
+
+    found = cause_of(fake(plant))
+    assert (found.cause, found.role, found.step) == ("nonfinite", None, 71)
+
+
+def test_qk_clip_may_shrink_what_it_clips(fake):
+    def plant(run):
+        run.scale(90, "q_proj", 1, 0.8).scale(90, "k_proj", 1, 0.8)
+
+    found = cause_of(fake(plant, changes={"optimizer__projection__method": "qk_clip"}))
+    assert found.cause == "none"

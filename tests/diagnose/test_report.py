@@ -1,0 +1,155 @@
+"""What diagnose reads, says and writes: from a whole run, from a part of one, and from one that still goes."""
+
+import html.parser
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+import main
+from jaxstab.config import UserError
+from jaxstab.diagnose import diagnose, diagnosed, read_run
+from jaxstab.diagnose.figures import FIGURES, figures, thinned
+from jaxstab.diagnose.moved import moved_before
+from jaxstab.logging import read_measurements
+
+
+def spiking(run):
+    """up_proj of layer 3 gets a larger gradient five steps before the loss and the whole gradient jump."""
+    run.loss[119:125] += 4
+    run.grad[119:125] *= 30
+
+
+class Reader(html.parser.HTMLParser):
+    """Reads what a browser would follow, and the sections."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.references, self.ids = [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.ids += [given["id"]] if "id" in given else []
+        self.references += [given[key] for key in ("href", "src", "xlink:href") if key in given]
+        assert tag not in ("script", "img", "link")
+
+
+def test_a_run_with_a_spike(fake, capsys):
+    workdir = fake(spiking)
+    assert main.main(["main.py", "diagnose", f"--workdir={workdir}"]) == 0
+    said = capsys.readouterr().out
+    assert "Cause: data from step 120" in said and "OLMo 2 on loss" in said
+    found = json.loads((workdir / "report" / "diagnose.json").read_text())
+    assert found["causes"][0]["cause"] == "data" and found["causes"][0]["step"] == 120
+    assert found["definitions"]["SkipStep on grad_norm"][0] == 120
+    assert found["spikes"][0]["first"] == 120
+    assert any("stability.on_spike" in each["keys"] for each in found["advice"])
+
+    page = (workdir / "report" / "diagnose.html").read_text()
+    read = Reader(page)
+    assert all(reference.startswith("#") for reference in read.references)  # works offline
+    assert {reference[1:] for reference in read.references} <= set(read.ids)
+    assert len(read.ids) == len(set(read.ids))
+    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+    assert len(drawings) == len(FIGURES)
+
+
+def test_what_was_not_measured_is_said_to_be_missing(fake):
+    run = read_run(fake())
+    for name in [name for name in run.series if "jacobian" in name or "tev_histogram/" in name]:
+        del run.series[name]
+    missing = [figure.missing for figure in figures(run, []) if figure.missing]
+    assert missing == [
+        "missing: stability/tev_histogram (stability.measure=full)",
+        "missing: stability/jacobian (stability.measure=full)",
+    ]
+
+
+def test_what_moved_first(fake):
+    workdir = fake(spiking)
+    run = read_run(workdir)
+    series = run.series["stability/grad_norm/up_proj"]
+    series.values[114:, 3] *= 50
+    moved = moved_before(run, 120)
+    assert (moved[0].measurement, moved[0].part, moved[0].layer, moved[0].ahead) == ("grad_norm", "up_proj", 3, 5)
+    assert moved[0].deviation > 6
+    assert all(each.step > 115 for each in moved[1:])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_moves_nothing(fake, seed):
+    run = read_run(fake(seed=seed))
+    assert [moved for step in (80, 120, 150) for moved in moved_before(run, step)] == []
+
+
+def test_metrics_alone_are_enough(fake):
+    workdir = fake(spiking, measurements=False, saved=False)
+    found = diagnose(workdir)
+    assert found.cause.cause == "data"
+    assert read_measurements(workdir) == {}
+    unknown = [each for each in found.conditions if each.holds is None]
+    assert len(unknown) == len(found.conditions) and all(each.found.startswith("missing: ") for each in unknown)
+    assert "missing: stability/update_ratio" in (workdir / "report" / "diagnose.html").read_text()
+
+
+def test_a_run_still_going(fake):
+    """A torn last line, measurements behind the metrics, and only a few steps."""
+    workdir = fake(steps=6)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "attempt": 0, "train/lo')
+    assert diagnose(workdir).steps == (1, 6)
+
+
+def test_steps_after_a_roll_back_replace_those_before(fake):
+    workdir = fake()
+    with (workdir / "metrics.jsonl").open("a") as file:
+        for step in (151, 152):
+            file.write(json.dumps({"step": step, "attempt": 1, "train/loss": 9.0, "train/grad_norm": 1.0}) + "\n")
+    run = read_run(workdir)
+    steps, loss = run.one("train/loss")
+    assert steps.tolist() == list(range(1, 161)) and loss[150:152].tolist() == [9.0, 9.0]
+    assert {151, 153} == set(run.seams)
+
+
+def test_conditions_by_the_initial_scales(fake):
+    found = {each.condition: each for each in diagnosed(read_run(fake())).conditions}
+    shortcut = found["large shortcut: the standard deviation of the embedding is close to 1"]
+    assert shortcut.holds is False and f"{32**-0.5:.2f}"[:3] in shortcut.found
+    unit = fake(changes={"model__embedding__method": "unit"})
+    found = {each.condition: each for each in diagnosed(read_run(unit)).conditions}
+    assert found["large shortcut: the standard deviation of the embedding is close to 1"].holds is True
+
+
+def test_what_is_so_already_is_not_advised(fake):
+    keys = [each.keys for each in diagnosed(read_run(fake())).advice]
+    assert "model.embedding.method=scaled" in keys
+    scaled = fake(changes={"model__embedding__method": "scaled"})
+    assert "model.embedding.method=scaled" not in [each.keys for each in diagnosed(read_run(scaled)).advice]
+
+
+def test_thinning_keeps_the_extremes():
+    values = np.random.default_rng(0).standard_normal(50_000)
+    values[31_234] = 40
+    steps, kept = thinned(np.arange(50_000), values)
+    assert len(steps) <= 800 and 31_234 in steps and kept.min() == values.min()
+    assert (np.diff(steps) > 0).all()
+
+
+@pytest.mark.parametrize("content", [None, "", "no metrics\n", '{"step": 1, "attempt": 0, "eval/x/loss": 3}\n'])
+def test_what_is_no_run_is_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(UserError) as raised:
+        diagnose(tmp_path)
+    assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value)
+
+
+def test_the_command_needs_a_workdir(capsys):
+    assert main.main(["main.py", "diagnose"]) == 1
+    assert capsys.readouterr().err == "error: --workdir is missing: for instance --workdir=runs/first\n"
