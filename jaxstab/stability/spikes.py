@@ -74,7 +74,7 @@ def deviations(state: Windows, new_Q: Float[Array, " Q"], window: int) -> Float[
     return jnp.where((state.taken >= LEAST) & jnp.isfinite(new_Q), (new_Q - mean_Q) / deviation_Q, 0.0)
 
 
-def exceeds(z: Float[Array | np.ndarray, "*n"], rule: Rule) -> Bool[Array, "*n"]:
+def exceeds(z: Float[Array | np.ndarray, "*n"], rule: Rule) -> Bool[Array | np.ndarray, "*n"]:
     """Whether a deviation is a spike by `rule`."""
     return (jnp.abs(z) if rule.falls else z) > rule.threshold
 
