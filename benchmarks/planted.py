@@ -43,7 +43,7 @@ PERMUTATIONS = 10_000
 
 
 def get_config(layers: str = "4") -> ConfigDict:
-    """A healthy run, which each cause is planted in: nine thousandths of a second a token, bytes of Wikipedia."""
+    """A healthy run on bytes of Wikipedia, which each cause is planted in."""
     config = default_config()
     config.model.width, config.model.layers, config.model.heads = 64, int(layers), HEADS
     config.model.vocabulary, config.model.max_length = 0, 64
@@ -205,7 +205,9 @@ def run(arguments: argparse.Namespace) -> None:
     causes = draw(arguments.seed, arguments.runs)
     done = {line["planted"]["run"] for line in _lines(arguments.out)} if arguments.out.exists() else set()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{len(causes) - len(done)} of {len(causes)} runs are left: about {(len(causes) - len(done)) * 1.5:.0f} minutes")
+    print(
+        f"{len(causes) - len(done)} of {len(causes)} runs are left: about {(len(causes) - len(done)) * 1.5:.0f} minutes"
+    )
     for planted in causes:
         if planted["run"] in done:
             continue
@@ -236,14 +238,22 @@ def measured(planted: dict[str, Any], arguments: argparse.Namespace) -> dict[str
     answer = json.loads(report.read_text()) if told == 0 and report.exists() else {"cause": "no answer"}
     answer = {key: answer.get(key) for key in ("cause", "role", "layer", "head", "step")}
     proof = _lines(evidence) if evidence.exists() else []
-    return {"answer": answer, "train_exit": trained, "diagnose_exit": told, "evidence": proof, **_effect(workdir, planted)}
+    return {
+        "answer": answer,
+        "train_exit": trained,
+        "diagnose_exit": told,
+        "evidence": proof,
+        **_effect(workdir, planted),
+    }
 
 
 def _effect(workdir: Path, planted: dict[str, Any]) -> dict[str, float]:
     """How much the loss rose: its mean over the five steps from the planting on, over the twenty before."""
     from jaxstab.logging import read_metrics
 
-    loss = {line["step"]: line["train/loss"] for line in read_metrics(workdir / "metrics.jsonl") if "train/loss" in line}
+    loss = {
+        line["step"]: line["train/loss"] for line in read_metrics(workdir / "metrics.jsonl") if "train/loss" in line
+    }
     step = planted.get("step", 1)
     before = [loss[each] for each in range(step - 20, step) if each in loss]
     after = [loss[each] for each in range(step, step + 5) if each in loss]
