@@ -4,8 +4,8 @@
     python benchmarks/recovery.py run --enwiki=corpus --workdir=runs/recovery
     python benchmarks/recovery.py report --workdir=runs/recovery --out=docs/results/recovery
 
-`plan` says what `run` will do. `run` starts main.py once a cell, in turn; stopped and started again, it goes on where it
-was. First Small and WeSaR are tuned on seed 0, then everything runs on three seeds. `report` writes the tables into
+`plan` says what `run` will do. `run` starts main.py once a cell, in turn; stopped and started again, it goes on where
+it was. First Small and WeSaR are tuned on seed 0, then everything runs on three seeds. `report` writes the tables into
 docs/results/recovery.md, between their marks, and the curves and the raw metrics beside it.
 """
 
@@ -136,7 +136,7 @@ def plan(arguments: argparse.Namespace) -> None:
     left = [each for each in cells if not is_complete(arguments.workdir, each)]
     print(f"{len(left)} of {len(cells)} runs are left, about {len(left) * MINUTES} minutes on one core")
     for each in left:
-        unknown = "the tuned keys, " if not tuned and each.group != "tune" and "spiking" != each.group else ""
+        unknown = "the tuned keys, " if not tuned and each.group not in ("tune", "spiking") else ""
         print(f"  {each.slug}: {unknown}{dict(each.overrides)}")
 
 
