@@ -4,8 +4,8 @@
     python benchmarks/planted.py report docs/results/diagnose/draw-1.jsonl
 
 A cause is drawn with its layer, size, step, depth and seed before anything runs, and planted from outside of the
-library: a state that changes just before a step, batches that are replaced, a key of the config. What was planted stands
-beside the run's directory, and the tool gets that directory alone. `run` goes on where it was stopped.
+library: a state that changes just before a step, batches that are replaced, a key of the config. What was planted
+stands beside the directory of the run, and the tool gets that directory alone. `run` goes on where it was stopped.
 """
 
 from __future__ import annotations
