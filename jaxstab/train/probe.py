@@ -37,9 +37,9 @@ def probe(
     Args:
       model: its config says what is computed; the compute dtype and rematerialisation are the probe's own.
       weights: effective weights.
-      tokens_BT: the batch. The Jacobians cost about 8 x `iterations` forward passes of one of its sequences.
+      tokens_BT: the batch. The Jacobians cost about 5 x `iterations` forward passes of one of its sequences.
       segments_BT: document numbers, where attention stays inside documents.
-      iterations: of the power iterations.
+      iterations: of the power iterations; 30 came within 2% of the largest singular values at initialization.
 
     Returns:
       {"stability/<measurement>": value}: `[L]`, but for the scalars shortcut_std/embedding and max_logit.

@@ -2,6 +2,7 @@
 what else it sees against NumPy."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxstab import initialize
-from jaxstab.config import MethodConfig
 from jaxstab.initialize import he, small
 from jaxstab.model.config import ModelConfig
+from jaxstab.model.placements import PlacementConfig
 from jaxstab.model.transformer import Block, Transformer, read_table, rotary_tables
 from jaxstab.train.probe import probe
 
@@ -27,8 +28,9 @@ def drawn(config, scale=he, embedding=0.7):
     return weights
 
 
-def probed(config, weights, **options):
-    return jax.jit(lambda weights: probe(Transformer(config), weights, TOKENS, **options))(weights)
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def probed(config, weights, segments=None, iterations=60):
+    return probe(Transformer(config), weights, TOKENS, segments, iterations)
 
 
 def exact_jacobian_norms(config, weights):
@@ -53,9 +55,9 @@ def exact_jacobian_norms(config, weights):
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_jacobian_norms_are_the_largest_singular_values(placement):
-    config = dataclasses.replace(CONFIG, norm_placement=MethodConfig(placement, CONFIG.norm_placement.options))
+    config = dataclasses.replace(CONFIG, norm_placement=PlacementConfig(placement))
     weights = drawn(config)
-    found = probed(config, weights, iterations=100)
+    found = probed(config, weights)
     for branch, expected in exact_jacobian_norms(config, weights).items():
         np.testing.assert_allclose(found[f"stability/jacobian/{branch}"], expected, rtol=5e-3, err_msg=branch)
         assert (f"stability/jacobian_bound/{branch}" in found) == (placement == "pre")
@@ -92,7 +94,7 @@ def test_gains_of_the_norms_count_in_the_bounds():
 
 def test_names_and_shapes():
     config = dataclasses.replace(CONFIG, mlp="swiglu", bias=True, norm="layernorm", dtype="bfloat16", layers=3)
-    found = probed(config, drawn(config), iterations=2)
+    found = probed(config, drawn(config))
     stacked = {f"{name}/{branch}" for name in ("shortcut_std", "jacobian") for branch in ("attention", "mlp")}
     stacked |= {f"{name}/{head}" for name in ("attention_entropy", "max_attention_logit") for head in (0, 1)}
     stacked |= {"dead_units", "max_activation", "jacobian_bound/attention"}
@@ -108,7 +110,7 @@ def test_dead_units_are_those_that_no_token_wakes():
     weights = drawn(config)
     bias = weights["layers"]["mlp"]["up_proj"]["bias"]
     weights["layers"]["mlp"]["up_proj"]["bias"] = bias.at[0, :4].set(-1e3).at[1, :].set(-1e3)
-    found = probed(config, weights, iterations=1)
+    found = probed(config, weights)
     np.testing.assert_allclose(found["stability/dead_units"][1], 1)
     assert 0.25 <= found["stability/dead_units"][0] < 0.5
     assert found["stability/max_activation"][1] == 0
@@ -117,5 +119,5 @@ def test_dead_units_are_those_that_no_token_wakes():
 def test_documents_bound_what_attention_sees():
     weights = drawn(CONFIG)
     alone = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    found = probed(CONFIG, weights, segments_BT=alone, iterations=1)
+    found = probed(CONFIG, weights, alone)
     np.testing.assert_allclose(found["stability/attention_entropy/0"], np.zeros(2), atol=1e-6)
