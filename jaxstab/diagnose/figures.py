@@ -46,7 +46,7 @@ def _figure(run: Run, marks: list[int], title: str, caption: str, draw: Callable
         for axis in figure.axes:
             if axis.get_xlabel() == "step":
                 for mark in marks:
-                    axis.axvline(mark, color="0.6", linewidth=0.7, linestyle=":", zorder=0)
+                    axis.axvline(mark, color="0.35", linewidth=0.9, linestyle=":", zorder=0)
             axis.label_outer()
         return Figure(title, caption, svg_of(figure))
 
