@@ -56,6 +56,7 @@ RESPONSES: dict[str, dict[str, Any]] = {
     "log": {},
     "skip": {"stability.on_spike": "skip"},
     "rollback": ROLLBACK,
+    "rollback, past batches before it too": ROLLBACK | {"stability.skip_before": 25},
     "rollback, half the rate": ROLLBACK | {"stability.rollback_learning_rate": 0.5, "stability.rollback_while": 200},
 }
 POISON = {"step": 300, "batches": 20, "kind": "one record"}
