@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import config_flags
+from rich.console import Console
 
 from jaxstab.config import ConfigError, UserError, declared, flatten, unknown
 from jaxstab.train.signals import Stopped
@@ -16,7 +17,8 @@ from jaxstab.train.signals import Stopped
 COMMANDS = {
     "train": "trains a model, or goes on with the run in --workdir (the default)",
     "describe": "prints what a config trains, a row a stored parameter, and their exact number",
-    "diagnose": "says what happened to the run in --workdir, and where it began; writes report/diagnose.html there",
+    "diagnose": "says what happened to the run in --workdir, and where it began; writes report/diagnose.html there; "
+    "with --replay=<step>, an incident's, it takes those steps again, with everything measured",
     "tev": "prints the token embedding variability of workdirs, checkpoints and safetensors files: tev FILE...",
     "data tokenizer": "trains a byte-pair tokenizer of --vocabulary pieces on the config's source, into --out",
     "data prepare": "writes the config's source as a TFDS data set --name below --out",
@@ -56,6 +58,9 @@ def parse(argv: Sequence[str]) -> tuple[str, list[str], flags.FlagValues]:
         "config", None, "Path of a config file.", flag_values=values, lock_config=True, sys_argv=argv
     )
     flags.DEFINE_string("workdir", None, "Where the run is kept.", flag_values=values)
+    flags.DEFINE_string(
+        "replay", None, "The incident that diagnose replays: its step, as in incidents/<step>.", flag_values=values
+    )
     flags.DEFINE_string("out", None, "What data commands write, and tev draws.", flag_values=values)
     flags.DEFINE_string("name", "corpus", "Name of the data set that `data prepare` writes.", flag_values=values)
     flags.DEFINE_integer("vocabulary", 8192, "Pieces of the tokenizer.", flag_values=values)
@@ -135,6 +140,8 @@ def run(command: str, files: Sequence[str], values: flags.FlagValues) -> None:
 
         if command == "tev":
             diagnose.tev(files, values.out)
+        elif values.replay:
+            diagnose.replay(_required(values, "workdir", "runs/first"), values.replay, Console(highlight=False))
         else:
             diagnose.diagnose(_required(values, "workdir", "runs/first"))
         return

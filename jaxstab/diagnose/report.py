@@ -66,7 +66,8 @@ def diagnosed(run: Run) -> Diagnosis:
 def diagnose(workdir: str | Path) -> Diagnosis:
     """Reads a run (finished, still going, or only its metrics.jsonl), prints what it finds, and writes it.
 
-    Writes `<workdir>/report/diagnose.html`, which needs nothing else, and `diagnose.json`.
+    Writes `<workdir>/report/diagnose.html`, which needs nothing else, and `diagnose.json`, of which
+    `cause`, `role`, `layer`, `head`, `step` and `evidence` are those of the likeliest cause.
 
     Raises:
       UserError: there is no run to read, or the report can't be written.
@@ -78,7 +79,9 @@ def diagnose(workdir: str | Path) -> Diagnosis:
     drawn = figures(run, marks)
     try:
         directory.mkdir(exist_ok=True)
-        (directory / "diagnose.json").write_text(json.dumps(_json(dataclasses.asdict(found)), indent=1) + "\n")
+        (directory / "diagnose.json").write_text(
+            json.dumps(_json(dataclasses.asdict(found.cause) | dataclasses.asdict(found)), indent=1) + "\n"
+        )
         (directory / "diagnose.html").write_text(page(found, drawn))
     except OSError as error:
         raise UserError(f"the report can't be written to {directory}: {error.strerror}") from error

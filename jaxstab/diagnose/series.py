@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.lib.stride_tricks import sliding_window_view
 
 from jaxstab.config import UserError, from_config_dict
-from jaxstab.logging import read_measurements, read_metrics
+from jaxstab.logging import in_force, read_measurements, read_metrics
 from jaxstab.table import MATRICES, Row, rows
 from jaxstab.train.config import Config
 from jaxstab.train.step import reparameterized
@@ -98,7 +98,7 @@ def read_run(workdir: str | Path) -> Run:
       UserError: there is no metrics file, or no training step in it.
     """
     workdir = Path(workdir)
-    lines = [line for line in read_metrics(workdir / "metrics.jsonl") if "train/loss" in line]
+    lines = [line for line in in_force(read_metrics(workdir / "metrics.jsonl")) if "train/loss" in line]
     if not lines:
         raise UserError(f"{workdir}/metrics.jsonl has no training step yet")
     last = {line["step"]: line for line in lines}  # after a roll-back, the steps of its branch

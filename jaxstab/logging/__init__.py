@@ -1,7 +1,7 @@
 """What a run tells, and how to read it back."""
 
 from jaxstab.logging.columns import read_measurements
-from jaxstab.logging.jsonl import read_metrics
+from jaxstab.logging.jsonl import in_force, read_metrics
 from jaxstab.logging.run import LogConfig, RunLogger
 
-__all__ = ["LogConfig", "RunLogger", "read_measurements", "read_metrics"]
+__all__ = ["LogConfig", "RunLogger", "in_force", "read_measurements", "read_metrics"]

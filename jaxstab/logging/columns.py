@@ -92,15 +92,17 @@ def _read(path: Path) -> pa.Table:
     return pq.ParquetFile(path).read()
 
 
-def read_measurements(workdir: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """All measurements of a run, also of one that is still going (up to its last flush).
+def read_measurements(workdir: str | Path, after: int = -1) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The measurements of a run after a step, also of one that is still going (up to its last flush).
 
     Returns:
       For each name: steps, int64[n], ascending, and values, float32[n, layers]. Empty where there are none.
     """
     rows: dict[str, list[tuple[int, list[float]]]] = defaultdict(list)
     for path in _parts(Path(workdir) / DIRECTORY):
-        columns = _read(path).to_pydict()
+        if int(path.stem.split("-")[1]) <= after:
+            continue
+        columns = _read(path).filter(pc.field("step") > after).to_pydict()
         for step, name, values in zip(columns["step"], columns["name"], columns["values"], strict=True):
             rows[name].append((step, values))
     return {name: _stacked(sorted(pairs, key=lambda pair: pair[0])) for name, pairs in rows.items()}

@@ -23,10 +23,11 @@ PENDING_LINES = 100_000
 class MetricsFile:
     """Appends lines, each whole or not at all; what could not be written is tried again with the next line."""
 
-    def __init__(self, path: Path, last_step: int):
-        """Continues the file at `path` after `last_step`; later lines and a torn last one go with the first write."""
+    def __init__(self, path: Path, last_step: int, attempt: int = 0):
+        """Continues the file at `path` after `last_step` of `attempt`; its later lines go with the first write."""
         self._path = path
         self._last_step = last_step
+        self._attempt = attempt
         self._purged = False
         self._pending: collections.deque[bytes] = collections.deque(maxlen=PENDING_LINES)
 
@@ -35,17 +36,17 @@ class MetricsFile:
         """Lines that have not reached the file."""
         return len(self._pending)
 
-    def write(self, step: int, attempt: int, scalars: Mapping[str, float]) -> None:
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one line; raises OSError where that fails, and keeps the line for the next attempt."""
         values = {name: _json_number(float(value)) for name, value in scalars.items()}
-        line = json.dumps({"step": step, "attempt": attempt, **values}, allow_nan=False)
+        line = json.dumps({"step": step, "attempt": self._attempt, **values}, allow_nan=False)
         self._pending.append(line.encode() + b"\n")
         self.flush()
 
     def flush(self) -> None:
         """Writes what is pending; raises OSError where that fails."""
         if not self._purged:
-            purge(self._path, self._last_step)
+            purge(self._path, self._last_step, self._attempt)
             self._purged = True
         if self._pending:
             _append(self._path, b"".join(self._pending))
@@ -64,24 +65,28 @@ def _append(path: Path, data: bytes) -> None:
         os.close(file)
 
 
-def purge(path: Path, last_step: int) -> None:
-    """Removes the lines after `last_step` and those that a kill has torn; atomic."""
+def purge(path: Path, last_step: int, attempt: int) -> None:
+    """Removes the lines of `attempt` after `last_step` and those that a kill has torn; atomic.
+
+    What earlier attempts came to stays, for a spike is to be seen after the roll-back too.
+    """
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _step_of(line) <= last_step]
+    kept = [line for line in lines if _place_of(line) <= (attempt, last_step)]
     if len(kept) < len(lines):
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_bytes(b"".join(kept))
         temporary.replace(path)
 
 
-def _step_of(line: bytes) -> float:
-    """The step of a line; infinity where it is torn."""
+def _place_of(line: bytes) -> tuple[float, float]:
+    """The attempt and step of a line; infinity where it is torn."""
     try:
-        return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+        values = json.loads(line) if line.endswith(b"\n") else {}
+        return values["attempt"], values["step"]
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return math.inf, math.inf
 
 
 def _json_number(value: float) -> float | str:
@@ -103,6 +108,19 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().splitlines(keepends=True)
     whole = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
     return [_parsed(path, number, line) for number, line in enumerate(whole, start=1)]
+
+
+def in_force(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a run without those that a roll-back has abandoned: the steps of its present branch."""
+    kept: list[dict[str, Any]] = []
+    begun: dict[int, int] = {}
+    for line in lines:
+        begun[line["attempt"]] = min(line["step"], begun.get(line["attempt"], line["step"]))
+    for line in lines:
+        later = (first for attempt, first in begun.items() if attempt > line["attempt"])
+        if line["step"] < min(later, default=line["step"] + 1):
+            kept.append(line)
+    return kept
 
 
 def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class RunLogger:
           config: what is shown.
           resume_step: the step of the checkpoint that the run goes on from: lines of later steps are removed, so that
             each step stands once. None for a start from scratch, which removes all.
-          attempt: carried by every line of metrics.
+          attempt: carried by every line of metrics; lines of earlier attempts stay.
           total_steps: at which the run ends.
           console: for the lines; the standard output by default.
 
@@ -66,9 +66,8 @@ class RunLogger:
             workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"the workdir {workdir} cannot be made: {error.strerror}") from error
-        self._attempt = attempt
         self._failed: set[str] = set()
-        self._metrics = MetricsFile(workdir / METRICS, last_step)
+        self._metrics = MetricsFile(workdir / METRICS, last_step, attempt)
         self._measurements = MeasurementFiles(workdir, last_step)
         self._tensorboard = TensorBoard(workdir, last_step) if config.tensorboard_every else None
         self._thinner = Thinner(config.tensorboard_every)
@@ -90,7 +89,7 @@ class RunLogger:
         """
         arrays = arrays or {}
         with self._surviving(METRICS):
-            self._metrics.write(step, self._attempt, scalars)
+            self._metrics.write(step, scalars)
         for name, values in arrays.items():
             with self._surviving("measurements"):
                 self._measurements.add(step, name, values)
@@ -105,7 +104,7 @@ class RunLogger:
     def eval(self, step: int, scalars: Mapping[str, float]) -> None:
         """Takes an evaluation's results, `eval/<set>/perplexity`; every one is written and shown."""
         with self._surviving(METRICS):
-            self._metrics.write(step, self._attempt, scalars)
+            self._metrics.write(step, scalars)
         if self._tensorboard:
             with self._surviving("TensorBoard events"):
                 self._tensorboard.scalars(step, scalars)

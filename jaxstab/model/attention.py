@@ -52,14 +52,24 @@ def reference_attention(
     v_BSGK: Float[Array, "B S G K"],
     segments_BT: Int[Array, "B T"] | None,
     softcap: float = 0.0,
-) -> tuple[Float[Array, "B T H K"], Float[Array, " H"]]:
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B H T S"]]:
     """Attention with its logits in memory, for what a fused kernel can't do.
 
     Returns:
-      The output, and each head's largest visible logit in float32.
+      The output, and the logits in float32, -inf where a query may not see a key.
     """
     mask = causal_mask(q_BTHK.shape[1], segments_BT)
     z_BHTS = jnp.where(mask, attention_logits(q_BTHK, k_BSGK, softcap), -jnp.inf)
     p_BHTS = jax.nn.softmax(z_BHTS, axis=-1).astype(v_BSGK.dtype)
     v_BSHK = jnp.repeat(v_BSGK, q_BTHK.shape[2] // v_BSGK.shape[2], axis=2)
-    return jnp.einsum("bhts,bshk->bthk", p_BHTS, v_BSHK), jnp.max(z_BHTS, axis=(0, 2, 3))
+    return jnp.einsum("bhts,bshk->bthk", p_BHTS, v_BSHK), z_BHTS
+
+
+def attention_entropy(z_BHTS: Float[Array, "B H T S"]) -> Float[Array, " H"]:
+    """-Σ_j p_j log p_j in nats, the mean over queries and sequences, of logits that are -inf where masked.
+
+    Source: Zhai et al. 2023, section 3; their code has log(p + 1e-6).
+    """
+    log_p_BHTS = jax.nn.log_softmax(z_BHTS, axis=-1)
+    p_BHTS = jnp.exp(log_p_BHTS)
+    return -jnp.mean(jnp.sum(jnp.where(p_BHTS > 0, p_BHTS * log_p_BHTS, 0.0), axis=-1), axis=(0, 2))

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import table
 from jaxstab.config import build_method
-from jaxstab.model.attention import fused_attention, reference_attention
+from jaxstab.model.attention import attention_entropy, fused_attention, reference_attention
 from jaxstab.model.config import ModelConfig
 from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.loss import capped
@@ -55,6 +55,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "swiglu": jax.nn.silu,
 }
+
+# What can be seen of every block, by the names of `Transformer.see`.
+SEEN_IN_ATTENTION = ("max_attention_logit", "attention_entropy")
+SEEN_IN_MLP = ("dead_units", "max_activation")
 
 REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
@@ -114,14 +118,20 @@ def rotate(x_BTHK: Float[Array, "B T H K"], tables_2TK: Float[Array, "2 T K"]) -
     return (x_BTHK * cos + rotated * sin).astype(x_BTHK.dtype)
 
 
+def _sow(module: Any, name: str, value: Callable[[], Array]) -> None:
+    """Sows what the module has been asked to show."""
+    if name in module.see:
+        module.sow("intermediates", name, value())
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped-query heads.
 
-    With `see_logits` the largest logit of each head is sown as `max_attention_logit`, `[H]`.
+    It sows what `see` names, `[H]` each: the largest visible logit as max_attention_logit, and attention_entropy.
     """
 
     config: ModelConfig
-    see_logits: bool = False
+    see: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x_BTD: Array, rotary_2TK: Array | None, segments_BT: Array | None) -> Array:
@@ -141,9 +151,10 @@ class Attention(nn.Module):
             k_BTGK = _norm(config, "k_norm", None)(k_BTGK)
         if rotary_2TK is not None:
             q_BTHK, k_BTGK = rotate(q_BTHK, rotary_2TK), rotate(k_BTGK, rotary_2TK)
-        if config.attention_softcap or self.see_logits:
-            out_BTHK, max_logit_H = reference_attention(q_BTHK, k_BTGK, v_BTGK, segments_BT, config.attention_softcap)
-            self.sow("intermediates", "max_attention_logit", max_logit_H)
+        if config.attention_softcap or set(self.see) & set(SEEN_IN_ATTENTION):
+            out_BTHK, z_BHTS = reference_attention(q_BTHK, k_BTGK, v_BTGK, segments_BT, config.attention_softcap)
+            _sow(self, "max_attention_logit", lambda: jnp.max(z_BHTS, axis=(0, 2, 3)))
+            _sow(self, "attention_entropy", lambda: attention_entropy(z_BHTS))
         else:
             out_BTHK = fused_attention(q_BTHK, k_BTGK, v_BTGK, segments_BT, config.attention)
         return Linear(config, width, ("heads", "embed"), config.bias, name="o_proj")(
@@ -152,9 +163,14 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two matrices and an activation, or three with `swiglu`."""
+    """Two matrices and an activation, or three with `swiglu`.
+
+    It sows what `see` names: the fraction of units whose activation gets nothing positive from any token as dead_units,
+    and the largest absolute value that down_proj reads as max_activation.
+    """
 
     config: ModelConfig
+    see: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
@@ -166,7 +182,10 @@ class MLP(nn.Module):
             gate_BTF = Linear(config, mlp_width, ("embed", "mlp"), config.bias, name="gate_proj")(x_BTD)
             hidden_BTF = activation(gate_BTF) * up_BTF
         else:
+            gate_BTF = up_BTF
             hidden_BTF = activation(up_BTF)
+        _sow(self, "dead_units", lambda: jnp.mean(jnp.max(gate_BTF, axis=(0, 1)) <= 0, dtype=jnp.float32))
+        _sow(self, "max_activation", lambda: jnp.max(jnp.abs(hidden_BTF)))
         return Linear(config, config.width, ("mlp", "embed"), config.bias, name="down_proj")(hidden_BTF)
 
 
@@ -174,13 +193,13 @@ class Block(nn.Module):
     """Attention and MLP branches, joined to the shortcut as the norm placement says."""
 
     config: ModelConfig
-    see_logits: bool = False
+    see: tuple[str, ...] = ()
 
     def setup(self) -> None:
         config = self.config
         self.placement: Placement = build_method(config.norm_placement, PLACEMENTS)
-        self.self_attn = Attention(config, self.see_logits)
-        self.mlp = MLP(config)
+        self.self_attn = Attention(config, self.see)
+        self.mlp = MLP(config, self.see)
         self.input_layernorm = _norm(config)
         self.post_attention_layernorm = _norm(config)
         self.pre_feedforward_layernorm = _norm(config)
@@ -227,10 +246,14 @@ def _stack(config: ModelConfig) -> Any:
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks, final norm and lm_head."""
+    """Embedding, blocks, final norm and lm_head.
+
+    Every block sows in "intermediates" what `see` names, of SEEN_IN_ATTENTION (which takes the reference attention) and
+    SEEN_IN_MLP.
+    """
 
     config: ModelConfig
-    see_logits: bool = False
+    see: tuple[str, ...] = ()
 
     def setup(self) -> None:
         config = self.config
@@ -241,7 +264,7 @@ class Transformer(nn.Module):
             )
         self.embedding = build_method(config.embedding, EMBEDDINGS)
         self.embed_norm = _norm(config)
-        self.layers = _stack(config)(config, self.see_logits)
+        self.layers = _stack(config)(config, self.see)
         self.norm = _norm(config)
         self.lm_head = Linear(config, config.vocabulary, ("embed", "vocab"))
 
@@ -253,6 +276,14 @@ class Transformer(nn.Module):
           segments_BT: document numbers; attention stays inside a document where they are given.
         """
         config = self.config
+        x_BTD, rotary_2TK = self.embedded(tokens_BT)
+        x_BTD, _ = self.layers(x_BTD, jnp.arange(1.0, config.layers + 1), rotary_2TK, segments_BT)
+        placement: Placement = build_method(config.norm_placement, PLACEMENTS)
+        return self.norm(x_BTD) if placement.final_norm else x_BTD
+
+    def embedded(self, tokens_BT: Int[Array, "B T"]) -> tuple[Array, Array | None]:
+        """The shortcut that enters the first block, `[B, T, D]` in the compute dtype, and the rotary tables."""
+        config = self.config
         length = tokens_BT.shape[1]
         # Looked up in float32: the gradient of a frequent token is a long sum.
         x_BTD = self.embedding.apply(self.embed_tokens(tokens_BT), self.embed_norm)
@@ -262,10 +293,7 @@ class Transformer(nn.Module):
             x_BTD = x_BTD + self.embed_positions(jnp.arange(length))
         else:
             rotary_2TK = rotary_tables(length, config.head_dim, config.rope_theta)
-        x_BTD = nn.with_logical_constraint(x_BTD.astype(config.dtype), ("batch", "length", None))
-        x_BTD, _ = self.layers(x_BTD, jnp.arange(1.0, config.layers + 1), rotary_2TK, segments_BT)
-        placement: Placement = build_method(config.norm_placement, PLACEMENTS)
-        return self.norm(x_BTD) if placement.final_norm else x_BTD
+        return nn.with_logical_constraint(x_BTD.astype(config.dtype), ("batch", "length", None)), rotary_2TK
 
     def __call__(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:
         """Logits `[B, T, V]` in float32. Training never forms them: see `jaxstab.model.loss`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -77,12 +78,24 @@ class OptimizerConfig:
             if getattr(self, key) < 0:
                 raise ConfigError(f"optimizer.{key}={getattr(self, key)} must not be negative")
 
+    @property
+    def eps(self) -> float:
+        """Adam's epsilon, of the chosen rule."""
+        return getattr(self.rule, self.rule.method).eps
+
 
 class Hypers(NamedTuple):
-    """What a sweep varies: traced values, so that a grid of runs is one program."""
+    """What a sweep or a roll-back varies: traced values, so that a grid of runs is one program.
+
+    Attributes:
+      learning_rate: its peak.
+      weight_decay: decoupled.
+      max_norm: the global norm that gradients are brought down to before the run's own clipping.
+    """
 
     learning_rate: ArrayLike
     weight_decay: ArrayLike
+    max_norm: ArrayLike = math.inf
 
 
 class Optimizer(NamedTuple):

@@ -1,5 +1,39 @@
-"""Measurements: pure functions of what a training step holds."""
+"""Measurements, and what guards a step: pure functions of what a training step holds."""
 
-from jaxstab.stability.norms import matrix_norm, update_ratio
+from jaxstab.stability.bounds import attention_bound, mlp_bound
+from jaxstab.stability.config import StabilityConfig
+from jaxstab.stability.full import weight_statistics
+from jaxstab.stability.gradients import gradient_statistics
+from jaxstab.stability.guard import Guard, judge, start, told
+from jaxstab.stability.light import light
+from jaxstab.stability.norms import gates, global_norm, matrix_norm, matrix_rms, nonfinite_fraction, update_ratio
+from jaxstab.stability.spectra import jacobian_norm, spectral_norm, stable_rank
+from jaxstab.stability.spikes import deviations_over
+from jaxstab.stability.tev import tev, tev_histogram, token_matrices, token_variability
 
-__all__ = ["matrix_norm", "update_ratio"]
+__all__ = [
+    "Guard",
+    "StabilityConfig",
+    "attention_bound",
+    "deviations_over",
+    "gates",
+    "global_norm",
+    "gradient_statistics",
+    "jacobian_norm",
+    "judge",
+    "light",
+    "matrix_norm",
+    "matrix_rms",
+    "mlp_bound",
+    "nonfinite_fraction",
+    "spectral_norm",
+    "stable_rank",
+    "start",
+    "tev",
+    "tev_histogram",
+    "token_matrices",
+    "token_variability",
+    "told",
+    "update_ratio",
+    "weight_statistics",
+]

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxstab.stability.spikes import RULES, deviations_over, exceeds
+
 Values = Float[np.ndarray, " n"]
 Flags = Bool[np.ndarray, " n"]
 LOSS, GRAD_NORM = "train/loss", "train/grad_norm"
@@ -49,33 +51,25 @@ def _of_finite(definition: Callable[[Values], Flags]) -> Callable[[Values], Flag
     return flags
 
 
-def _deviations(values: Values, window: int, least: int) -> Values:
-    """SDs above the mean of the previous `window` values; 0 before there are `least`."""
-    found = np.zeros(len(values))
-    for i in range(least, len(values)):
-        past = values[max(0, i - window) : i]
-        found[i] = (values[i] - past.mean()) / max(past.std(), 1e-12)
-    return found
-
-
-@_of_finite
 def olmo_2(values: Values) -> Flags:
-    """At least 7 standard deviations above the mean of the last 1,000 values, of which 64 must be there.
+    """The rule `olmo2` of the training step: more than 7 standard deviations from the mean of the last 1,000 values.
 
-    The share of flagged steps is OLMo 2's spike score. Which values the deviation is over isn't stated: here it is the
-    same 1,000, without the current one. They count both sides; a fall is no spike here.
+    The share of flagged steps is OLMo 2's spike score.
     Source: OLMo 2 (2025), section 3.
     """
-    return _deviations(values, 1000, 64) >= 7
+    return _flagged(values, "olmo2")
 
 
-@_of_finite
 def skip_step(values: Values) -> Flags:
-    """More than 6 standard deviations above the mean of the last 128 values, of which 64 must be there.
+    """The rule `skip_step` of the training step: more than 6 above the mean of the last 128 values.
 
     Source: OLMo-core's SkipStepOptimizer (secondary).
     """
-    return _deviations(values, 128, 64) > 6
+    return _flagged(values, "skip_step")
+
+
+def _flagged(values: Values, rule: str) -> Flags:
+    return np.asarray(exceeds(deviations_over(values)[rule], RULES[rule]))
 
 
 @_of_finite

@@ -1,25 +1,76 @@
-"""Norms and update ratios, a vector over layers for every role."""
+"""Norms, ratios and gates: a vector over layers for every role that is stacked, a scalar for the others, in float32."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxstab.table import Row, Table, by_role
+from jaxstab.table import Row, Table, by_role, leaves_of, rows
 
 
 def matrix_norm(row: Row, weight: Float[Array, "*L I O"]) -> Float[Array, "*L"]:
-    """Frobenius norm of a matrix, or of each layer of a stack, in float32."""
-    return jnp.sqrt(jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=(-2, -1)))
+    """Frobenius norm of a matrix, or of each layer of a stack, in float32; a vector's is its L2 norm."""
+    axes = tuple(range(int(row.stacked), weight.ndim))
+    return jnp.sqrt(jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=axes))
+
+
+def global_norm(table: Table, tree: Any) -> Float[Array, ""]:
+    """L2 norm of a whole tree, from the norms of its leaves: beside measurements of these it costs no further pass."""
+    norms = jax.tree.leaves(jax.tree.map(matrix_norm, table, tree))
+    return jnp.sqrt(sum(jnp.sum(jnp.square(norm)) for norm in norms))
+
+
+def matrix_rms(row: Row, weight: Float[Array, "*L I O"]) -> Float[Array, "*L"]:
+    """Root of the mean square of a matrix, or of each layer of a stack: ‖W‖ / √(d_in d_out)."""
+    return matrix_norm(row, weight) / math.sqrt(row.fan_in * row.fan_out)
 
 
 def update_ratio(table: Table, update: Any, stored: Any) -> dict[str, jax.Array]:
-    """‖ΔW‖/‖W‖ of every stored matrix before the update (Nishida et al. 2024, section 1).
+    """‖ΔW‖/‖W‖ of every matrix before the update (Nishida et al. 2024, section 1), stored or effective as `table` is.
 
     Returns:
       {role: ratio}, `[L]` for stacked roles and scalar for the others, float32.
     """
     return by_role(lambda row, du, w: matrix_norm(row, du) / matrix_norm(row, w), table, update, stored)
+
+
+def gates(table: Table, stored_table: Table, raw: Any) -> dict[str, jax.Array]:
+    """The gates of every matrix that is stored with one; a gate that is a vector by its root mean square.
+
+    Args:
+      table: rows of the effective weights.
+      stored_table: rows of what is stored, gates among them.
+      raw: what is stored.
+
+    Returns:
+      {role: gate}, `[L]` or scalar; a second gate of one role has its path as its name.
+    """
+    found: dict[str, jax.Array] = {}
+    for row, stored_rows, stored in zip(
+        rows(table), leaves_of(table, stored_table), leaves_of(table, raw), strict=True
+    ):
+        for stored_row, gate in zip(rows(stored_rows), jax.tree.leaves(stored), strict=True):
+            if row.is_matrix and stored_row.role == "gate":
+                is_vector = gate.ndim > row.stacked
+                found[row.role if row.role not in found else stored_row.path] = (
+                    jnp.sqrt(jnp.mean(jnp.square(gate), axis=-1)) if is_vector else gate
+                )
+    return found
+
+
+def nonfinite_fraction(table: Table, tree: Any) -> dict[str, jax.Array]:
+    """Fraction of the entries of every matrix that are NaN or infinite.
+
+    They are counted only where a norm isn't finite, so that it costs nothing beside `matrix_norm` where all is well.
+    """
+    norms = by_role(matrix_norm, table, tree)
+
+    def counted(tree: Any) -> dict[str, jax.Array]:
+        return by_role(lambda row, x: jnp.mean(~jnp.isfinite(x), axis=(-2, -1), dtype=jnp.float32), table, tree)
+
+    is_finite = jnp.stack([jnp.isfinite(norm).all() for norm in norms.values()]).all()
+    return jax.lax.cond(is_finite, lambda _: jax.tree.map(jnp.zeros_like, norms), counted, tree)

@@ -7,6 +7,7 @@ record is damaged: it is named, set aside, and the one before it is used.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,7 +16,7 @@ import json
 import logging
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Checkpoints:
         directory: str | Path,
         config: CheckpointConfig,
         warn: Callable[[str], None] = logging.warning,
+        pinned: Callable[[], Collection[int]] = frozenset,
     ):
         """Opens `directory`, made if missing, and removes what killed saves have left there.
 
@@ -58,6 +60,7 @@ class Checkpoints:
           directory: where the checkpoints are.
           config: when to save and what to keep.
           warn: takes the line that names a damaged checkpoint.
+          pinned: tells the steps whose checkpoints stay whatever `config` says; asked at every save.
 
         Raises:
           UserError: the directory cannot be made or read.
@@ -66,7 +69,11 @@ class Checkpoints:
         self._every = config.every
         self._warn = warn
         self._saving = -1
-        kept = [LatestN(config.keep_last), *([EveryNSteps(config.keep_every)] if config.keep_every else [])]
+        kept = [
+            LatestN(config.keep_last),
+            _Pinned(pinned),
+            *([EveryNSteps(config.keep_every)] if config.keep_every else []),
+        ]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(kept), cleanup_tmp_directories=True
         )
@@ -183,6 +190,21 @@ class Checkpoints:
             raise UserError(f"every checkpoint in {self._directory} is damaged: {named}. Start in another workdir")
         return None
 
+    def abandon(self, abandoned: Callable[[int, int], bool]) -> None:
+        """Deletes the checkpoints whose (step, attempt) is abandoned; killed at any moment, it can be done again."""
+        self.wait()
+        for step, attempt in self.attempts().items():
+            if abandoned(step, attempt):
+                self._manager.delete(step)
+
+    def attempts(self) -> dict[int, int]:
+        """The attempt that each checkpoint was made in; without those whose record can't be read."""
+        found = {}
+        for step in self.steps():
+            with contextlib.suppress(_DamagedError, KeyError, TypeError):
+                found[step] = self._item(step, "record", ocp.args.JsonRestore())["meta"]["attempt"]
+        return found
+
     def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         record = self._item(step, "record", ocp.args.JsonRestore())
         claimed = record.pop("sha256", None) if isinstance(record, dict) else None
@@ -212,6 +234,17 @@ class Checkpoints:
             shutil.rmtree(target)
         (self._directory / str(step)).rename(target)
         self._manager.reload()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pinned:
+    """Orbax's preservation policy for what is pinned."""
+
+    steps: Callable[[], Collection[int]]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        pinned = self.steps()
+        return [checkpoint.step in pinned for checkpoint in checkpoints]
 
 
 class _DamagedError(Exception):

@@ -15,6 +15,7 @@ from jaxstab.model.config import ModelConfig
 from jaxstab.optimize import OptimizerConfig
 from jaxstab.reparam import METHODS, ReparamConfig, compose
 from jaxstab.scale import MeshConfig
+from jaxstab.stability import StabilityConfig
 from jaxstab.train.checkpoint import CheckpointConfig
 
 
@@ -81,6 +82,7 @@ class Config:
     data: DataConfig = section(DataConfig)
     mesh: MeshConfig = section(MeshConfig)
     train: TrainConfig = section(TrainConfig)
+    stability: StabilityConfig = section(StabilityConfig)
     eval: EvalConfig = section(EvalConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     log: LogConfig = section(LogConfig)
@@ -94,6 +96,12 @@ class Config:
             )
         if self.data.length > self.model.max_length:
             raise ConfigError(f"data.length={self.data.length} is longer than model.max_length={self.model.max_length}")
+        kept = self.checkpoint.every * (self.checkpoint.keep_last - 1)
+        if self.stability.rolls_back and not 0 < self.stability.rollback_steps <= kept:
+            raise ConfigError(
+                f"stability.rollback_steps={self.stability.rollback_steps} needs checkpoints as old as that: raise "
+                f"checkpoint.keep_last={self.checkpoint.keep_last} or checkpoint.every={self.checkpoint.every}"
+            )
         if max(self.train.warmup_lengths, default=0) >= self.data.length:
             raise ConfigError(
                 f"train.warmup_lengths={self.train.warmup_lengths} must be shorter than data.length={self.data.length}"
@@ -120,8 +128,10 @@ class Config:
             )
 
 
-# What may differ when a run is continued: where it runs and what is looked at, not what is computed.
+# What may differ when a run is continued: where it runs and what is looked at, not what is computed; and what is done
+# about the next spike, for a run that one has stopped.
 NOT_TRAINING = (
+    "stability.",
     "mesh.",
     "eval.",
     "checkpoint.",

@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from jaxstab import data, scale
+from jaxstab import data
 from jaxstab.config import ConfigError, UserError, flatten
 from jaxstab.evaluate import evaluate, generate
 from jaxstab.logging import RunLogger
-from jaxstab.optimize import Hypers
+from jaxstab.stability import StabilityConfig
 from jaxstab.table import count
-from jaxstab.train import lengths
+from jaxstab.train import incidents
+from jaxstab.train import journal as journals
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.checkpoint import Checkpoints
 from jaxstab.train.config import Config
+from jaxstab.train.course import Course, stages
 from jaxstab.train.signals import Stopped, StopRequest
 from jaxstab.train.step import Program, TrainState, build
 
@@ -53,20 +54,47 @@ def _train(config: Config, workdir: Path, console: Console) -> None:
     _check_ahead(config, corpus)
     identity = {"tokenizer_digest": corpus.tokenizer.digest, "data_digest": corpus.digest}
     workdirs.claim(workdir, config, identity)
+    pinned = functools.partial(incidents.pinned, workdir)
+    with Checkpoints(workdir / "checkpoints", config.checkpoint, say, pinned) as checkpoints:
+        while _attempt(program, corpus, texts, identity, checkpoints, workdir, console):
+            pass
+
+
+def _attempt(
+    program: Program,
+    corpus: data.Prepared,
+    texts: dict[str, data.PackedSplit],
+    identity: dict[str, str],
+    checkpoints: Checkpoints,
+    workdir: Path,
+    console: Console,
+) -> bool:
+    """Goes on from the newest checkpoint that the journal hasn't abandoned; whether the journal now asks for another
+    attempt. A roll-back is a line in the journal and a new attempt, so that one killed midway goes on like any run."""
+    say, config = functools.partial(console.print, soft_wrap=True, markup=False), program.config
     total = config.train.steps + config.train.extend
-    with Checkpoints(workdir / "checkpoints", config.checkpoint, say) as checkpoints:
-        restored = checkpoints.restore_latest(program.abstract_state)
-        start = restored[0] if restored else 0
-        if start >= total:
-            say(f"The run in {workdir} is complete: {start} steps.\n{_how_to_go_on(workdir, start)}")
-            return
-        say(_plan(program, corpus, workdir, start, total))
-        state = restored[1] if restored else program.init(config.train.seed)
-        with RunLogger(workdir, config.log, start if restored else None, 0, total, console) as logger:
-            run = Run(program, corpus, texts, logger, checkpoints, identity, total)
-            with StopRequest().listening() as request:
+    journal = journals.read(workdir)
+    checkpoints.abandon(journal.abandons)
+    restored = checkpoints.restore_latest(program.abstract_state)
+    start = restored[0] if restored else 0
+    if restored:
+        journals.check(journal, restored[2], config.train.batch_size)
+    if start >= total:
+        say(f"The run in {workdir} is complete: {start} steps.\n{_how_to_go_on(workdir, start)}")
+        return False
+    say(_plan(program, corpus, workdir, start, total))
+    state = restored[1] if restored else program.init(config.train.seed)
+    del restored
+    with RunLogger(workdir, config.log, start or None, journal.attempt, total, console) as logger:
+        seen = incidents.Incidents(workdir, config.stability.incidents, journal.attempt, start)
+        run = Run(program, corpus, texts, logger, checkpoints, identity, workdir, journal, seen)
+        with StopRequest().listening() as request:
+            try:
                 run.advance(state, start, request)
-        say(f"Complete: {total} steps.\n{_how_to_go_on(workdir, total)}")
+            except RolledBack:
+                return True
+    say(f"Complete: {total} steps.\n{_how_to_go_on(workdir, total)}")
+    return False
 
 
 def _prepare_texts(config: Config) -> dict[str, data.PackedSplit]:
@@ -101,7 +129,7 @@ def _plan(program: Program, corpus: data.Prepared, workdir: Path, start: int, to
     """What the run is going to do."""
     train, model = program.config.train, program.config.model
     tokens = train.batch_size * program.config.data.length
-    cut = "".join(f", {after.length} after {after.first}" for after in _stages(program.config)[1:])
+    cut = "".join(f", {after.length} after {after.first}" for after in stages(program.config)[1:])
     cut = f" (records cut to {train.warmup_lengths[0]}{cut} steps)" if cut else ""
     devices = program.mesh.size
     return (
@@ -113,8 +141,14 @@ def _plan(program: Program, corpus: data.Prepared, workdir: Path, start: int, to
     )
 
 
-def _stages(config: Config) -> tuple[lengths.Stage, ...]:
-    return lengths.stages(config.train.warmup_lengths, config.train.length_warmup, config.data.length)
+def seen(scalars: dict[str, float], options: StabilityConfig) -> str:
+    """What was seen of a step that is a spike, or not finite."""
+    if not scalars["train/finite"]:
+        return "the loss, a gradient or the update was not finite"
+    window = "deviation" if options.rule == "skip_step" else "deviation_1000"
+    far = {name: scalars[f"stability/{window}/{name}"] for name in options.watch}
+    name = max(far, key=lambda name: abs(far[name]))
+    return f"{name} {scalars[f'train/{name}']:.4g} was {far[name]:.1f} standard deviations from its mean"
 
 
 def _how_to_go_on(workdir: Path, steps: int) -> str:
@@ -124,6 +158,10 @@ def _how_to_go_on(workdir: Path, steps: int) -> str:
         f"Train on:    the same command with --config.train.extend={max(1, steps // 2)}, at the schedule's last rate\n"
         "Start anew:  the same command with another --workdir"
     )
+
+
+class RolledBack(Exception):
+    """The journal has a roll-back that has not taken effect yet."""
 
 
 @dataclasses.dataclass
@@ -136,26 +174,27 @@ class Run:
     logger: RunLogger
     checkpoints: Checkpoints
     identity: dict[str, str]
-    total: int
+    workdir: Path
+    journal: journals.Journal
+    incidents: incidents.Incidents
 
     def __post_init__(self) -> None:
-        config = self.program.config
-        self.config = config
-        self.stages = _stages(config)
-        rates = config.optimizer.learning_rate, config.optimizer.weight_decay
-        self.hypers = jax.device_put(Hypers(*map(jnp.float32, rates)), scale.replicated(self.program.mesh))
+        self.config = self.program.config
+        self.total = self.config.train.steps + self.config.train.extend
+        self.course = Course(self.program, self.corpus.train, self.journal)
 
     def advance(self, state: TrainState, start: int, request: StopRequest) -> TrainState:
         """Takes the steps from `start` to the end."""
         pending: tuple[int, Any] | None = None
         self._clock = time.monotonic()
-        for step, tokens in enumerate(self._batches(start), start + 1):
+        for step, tokens in enumerate(self.course.ahead(start + 1, self.total), start + 1):
             if step == 1:
                 state = self.program.prepare(state, tokens)
-            state, metrics = self.program.step(state, tokens, self.hypers)
+            measured = self.program.measure(state, tokens) if self._measurement_due(step) else ({}, {})
+            state, metrics = self.program.step(state, tokens, self.course.hypers(step))
             if pending:
                 self._report(*pending, state)
-            pending = step, metrics
+            pending = step, (metrics, measured)
             if not (self._evaluation_due(step) or self.checkpoints.due(step) or step == self.total or request.number):
                 continue
             self._report(*pending, state)
@@ -170,39 +209,88 @@ class Run:
             self._clock = time.monotonic()
         return state
 
-    def _batches(self, start: int) -> Iterator[jax.Array]:
-        """Global batches from step `start` on, on the devices ahead of time."""
-        batches = data.Batches(self.corpus.train, self.config.data.seed)
-        size, sharding = self.config.train.batch_size, scale.batch_sharding(self.program.mesh)
-
-        def batch(step: int) -> jax.Array:
-            length = lengths.length_at(self.stages, step)
-            return jax.device_put(batches.records(step * size, size)[:, : length + 1], sharding)
-
-        return data.read_ahead(batch, range(start, self.total))
-
-    def _report(self, step: int, metrics: tuple[dict[str, Any], dict[str, Any]], state: TrainState) -> None:
+    def _report(self, step: int, metrics: Any, state: TrainState) -> None:
         """Fetches and logs a step's metrics, in one transfer."""
-        scalars, arrays = jax.device_get(metrics)
-        rows = self.config.train.batch_size
-        tokens = rows * lengths.length_at(self.stages, step - 1)
+        (scalars, arrays), (more_scalars, more_arrays) = jax.device_get(metrics)
+        scalars, arrays = scalars | more_scalars, arrays | more_arrays
+        tokens = self.config.train.batch_size * self.course.length(step)
         now = time.monotonic()
-        scalars["train/tokens"] = rows * lengths.tokens_before(self.stages, step)
+        scalars["train/tokens"] = self.course.tokens_up_to(step)
         scalars["train/perplexity"] = np.exp(np.minimum(scalars["train/loss"], 700))
         scalars["train/tokens_per_second"] = tokens / (now - self._clock)
         self._clock = now
-        self.logger.train(step, {name: float(value) for name, value in scalars.items()}, arrays)
-        if not scalars["train/finite"]:
-            self._stop_at_non_finite(step, state)
+        scalars = {name: float(value) for name, value in scalars.items()}
+        self.logger.train(step, scalars, arrays)
+        self.incidents.remember(step, scalars, arrays)
+        if incidents.is_one(scalars):
+            self._respond(step, scalars, state)
 
-    def _stop_at_non_finite(self, step: int, state: TrainState) -> None:
-        """The device has kept the state before that step: saves it and says so."""
-        self._save(step - 1, state._replace(finite=jnp.ones_like(state.finite)), force=True)
-        self.checkpoints.wait()
-        raise UserError(
-            f"the loss, a gradient or the update was not finite at step {step}; the state before it is checkpoint "
-            f"{step - 1}. A lower optimizer.learning_rate or a longer optimizer.warmup, in another --workdir, may help"
+    def _respond(self, step: int, scalars: dict[str, float], state: TrainState) -> None:
+        """Leaves an incident, and does what a halted device, which has kept the state before that step, waits for."""
+        options = self.config.stability
+        response = options.on_spike if scalars["train/finite"] else options.on_nonfinite
+        if response == "skip" and not scalars["train/skipped"]:
+            response = "taken as a new level"
+        halted, reason = bool(scalars["train/halted"]), seen(scalars, options)
+        self.checkpoints.wait()  # what is gone back to, and replayed from, has to be on the disk
+        to = max((at for at in self.checkpoints.steps() if at <= step - options.rollback_steps), default=0)
+        rolls_back = halted and response == "rollback" and self.journal.attempt < options.max_rollbacks
+        if halted or not self.incidents.goes_on:
+            self._leave_incident(step, "rollback" if rolls_back else "stop" if halted else response, reason, to)
+        if rolls_back:
+            self._roll_back(step, to, reason)
+        if halted:
+            guard = state.guard._replace(halted=jnp.zeros_like(state.guard.halted))
+            self._save(step - 1, state._replace(guard=guard), force=True)
+            self.checkpoints.wait()
+            after = f", after {self.journal.attempt} roll-backs" if self.journal.attempt else ""
+            raise UserError(
+                f"{reason} at step {step}{after}; the state before it is checkpoint {step - 1}. A lower "
+                "optimizer.learning_rate or a longer optimizer.warmup, in another --workdir, may help; "
+                f"{self.workdir / incidents.DIRECTORY} has what was seen"
+            )
+
+    def _leave_incident(self, step: int, response: str, reason: str, to: int) -> None:
+        before = max((at for at in self.checkpoints.steps() if at < step), default=0)
+        record = {
+            "reason": reason,
+            "response": response,
+            "checkpoint": to if response == "rollback" else before,
+            "batch": self.journal.batch_of(step),
+            "records": self.course.records(step),
+            "journal": dataclasses.asdict(self.journal),
+            "config": flatten(self.config),
+            "identity": self.identity,
+        }
+        path = self.incidents.write(record, self.course.tokens(step), self.corpus.tokenizer)
+        kept = f"see {path}" if path else f"the {self.config.stability.incidents} incidents that are kept are others"
+        self.logger.notice(f"step {step}: {reason} ({response}); {kept}")
+
+    def _roll_back(self, step: int, to: int, reason: str) -> None:
+        options, journal, batch = self.config.stability, self.journal, self.journal.batch_of(step)
+        first = max(journal.batch_of(to + 1), batch - options.skip_before)
+        self.logger.flush()
+        journals.append(
+            self.workdir,
+            journals.Rollback(
+                attempt=journal.attempt + 1,
+                step=step,
+                to=to,
+                skip=(first, batch + options.skip_batches),
+                learning_rate=options.rollback_learning_rate,
+                max_norm=options.rollback_max_norm,
+                until=to + options.rollback_while,
+                reason=reason,
+            ),
         )
+        self.logger.notice(
+            f"step {step}: back to step {to}, leaving out batches {first} to {batch + options.skip_batches - 1}"
+        )
+        raise RolledBack
+
+    def _measurement_due(self, step: int) -> bool:
+        options = self.config.stability
+        return options.measure == "full" and (step == 1 or step % options.measure_every == 0)
 
     def _evaluation_due(self, step: int) -> bool:
         every = self.config.eval.every
@@ -233,6 +321,6 @@ class Run:
         if not (force or self.checkpoints.due(step)):
             return
         self.logger.flush()
-        position = step * self.config.train.batch_size
-        meta = {"step": step, "position": position, "attempt": 0, "config": flatten(self.config), **self.identity}
+        position, attempt = self.course.position(step + 1), self.journal.attempt
+        meta = {"step": step, "position": position, "attempt": attempt, "config": flatten(self.config), **self.identity}
         self.checkpoints.save(step, state, meta, force=True)

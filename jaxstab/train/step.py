@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxstab import initialize, optimize, scale, stability
 from jaxstab.config import ConfigError, build_method
@@ -24,6 +24,10 @@ from jaxstab.optimize import Hypers, Optimizer
 from jaxstab.reparam import METHODS, Method, Reparameterization, compose, linen_outputs, reparameterize
 from jaxstab.table import Table
 from jaxstab.train.config import Config
+from jaxstab.train.probe import probe
+
+PROBE_ROWS = 4  # sequences that go through the reference attention
+MOST_PARTS = 8  # micro-batches whose gradients are compared
 
 Seen = dict[str, Array]  # maxima over a batch, {"max_attention_logit": [L, H]}; empty where nothing asks for them
 
@@ -36,8 +40,7 @@ class TrainState(NamedTuple):
       raw: stored parameters, float32.
       reparam: untrained state of the reparameterization, float32.
       clip, optimizer: states of the optax transformations.
-      finite: whether every loss, gradient and update so far was. Once False, steps change nothing until the host has
-        answered.
+      guard: what decides whether a step is taken. Once it has halted, steps change nothing until the host has answered.
     """
 
     step: Int[Array, ""]
@@ -45,7 +48,7 @@ class TrainState(NamedTuple):
     reparam: Any
     clip: Any
     optimizer: Any
-    finite: Bool[Array, ""]
+    guard: stability.Guard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Program:
       init: seed -> TrainState.
       prepare: (state, tokens [B, T+1]) -> state, what a method asks for between `init` and the first step.
       step: (state, tokens [B, T+1], hypers) -> (state, (scalars, arrays)); donates the state.
+      measure: (state, tokens [B, T+1]) -> (scalars, arrays), the full measurements, of the state before a step.
       merge: state -> effective weights.
       evaluate: (weights, tokens [B, T+1], valid [B]) -> LossSums.
     """
@@ -73,6 +77,7 @@ class Program:
     init: Callable[[Any], TrainState]
     prepare: Callable[..., TrainState]
     step: Callable[..., tuple[TrainState, Any]]
+    measure: Callable[..., tuple[dict[str, Array], dict[str, Array]]]
     merge: Callable[[TrainState], Any]
     evaluate: Callable[..., LossSums]
 
@@ -99,9 +104,10 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     platform = mesh.devices.flat[0].platform
     if config.model.attention == "cudnn" and platform != "gpu":
         raise ConfigError(f"model.attention=cudnn needs an NVIDIA GPU, not a {platform}; xla runs everywhere")
-    model = Transformer(config.model, see_logits=config.optimizer.projection.method == "qk_clip")
+    clips_logits = config.optimizer.projection.method == "qk_clip"
+    model = Transformer(config.model, see=("max_attention_logit",) if clips_logits else ())
     table, methods, reparam = reparameterized(config)
-    if model.see_logits and (config.model.qk_norm or not all(method.linear for method in methods)):
+    if clips_logits and (config.model.qk_norm or not all(method.linear for method in methods)):
         raise ConfigError(
             "optimizer.projection.method=qk_clip scales stored queries and keys, which changes no logit under "
             "model.qk_norm or a reparameterization that divides a norm out; leave one of them out"
@@ -112,7 +118,7 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
         key = jax.random.key(seed)
         raw, state = reparam.init(initialize.draw(key, table), jax.random.fold_in(key, 1))
         clip, rule = optimizer.clip.init(raw), optimizer.update.init(raw)
-        return TrainState(jnp.zeros((), jnp.int32), raw, state, clip, rule, jnp.ones((), bool))
+        return TrainState(jnp.zeros((), jnp.int32), raw, state, clip, rule, stability.start())
 
     def prepare(state: TrainState, tokens_BS: Int[Array, "B T+1"]) -> TrainState:
         outputs = linen_outputs(model, tokens_BS[:: config.train.accumulation, :-1])
@@ -125,7 +131,7 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     shardings = _state_shardings(abstract, reparam.table, optimizer, mesh)
     whole, rows = scale.replicated(mesh), scale.batch_sharding(mesh)
     losses = functools.partial(loss_sums, model, end, config)
-    step = functools.partial(train_step, config, reparam, optimizer, losses, scale.shardings(table, mesh))
+    step = functools.partial(train_step, config, table, reparam, optimizer, losses, scale.shardings(table, mesh))
     on_mesh = functools.partial(_on_mesh, mesh)
     return Program(
         config=config,
@@ -143,6 +149,11 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
             in_shardings=(shardings, rows, whole),
             out_shardings=(shardings, whole),
             donate_argnums=0,
+        ),
+        measure=jax.jit(
+            on_mesh(functools.partial(measure, config, end, table, reparam, model, losses)),
+            in_shardings=(shardings, rows),
+            out_shardings=whole,
         ),
         merge=jax.jit(on_mesh(lambda state: reparam.merge(state.raw, state.reparam))),
         evaluate=jax.jit(
@@ -185,7 +196,7 @@ def _state_shardings(abstract: TrainState, raw_table: Table, optimizer: Optimize
         reparam=jax.tree.map(lambda _: whole, abstract.reparam),
         clip=optimize.state_shardings(optimizer.clip, abstract.clip, raw, whole),
         optimizer=optimize.state_shardings(optimizer.update, abstract.optimizer, raw, whole),
-        finite=whole,
+        guard=jax.tree.map(lambda _: whole, abstract.guard),
     )
 
 
@@ -211,7 +222,7 @@ def loss_sums(
         {"params": weights}, inputs_BT, segments_BT, method="hidden", mutable=["intermediates"]
     )
     seen: Seen = {}
-    if model.see_logits:
+    if "max_attention_logit" in model.see:
         (seen["max_attention_logit"],) = sown["intermediates"]["layers"]["self_attn"]["max_attention_logit"]
     loss, sums = chunked_loss(
         hidden_BTD,
@@ -227,6 +238,7 @@ def loss_sums(
 
 def train_step(
     config: Config,
+    table: Table,
     reparam: Reparameterization,
     optimizer: Optimizer,
     losses: Callable[..., Any],
@@ -246,39 +258,98 @@ def train_step(
     gradients, sums, seen = accumulated_gradients(
         losses, weights, tokens_BS, config.train.accumulation, weight_shardings
     )
-    norm_effective = optax.tree.norm(gradients)
-    clip_effective = config.optimizer.clip_on == "effective"
-    clipped, clip = optimizer.clip.update(gradients, state.clip) if clip_effective else (gradients, state.clip)
-    (raw_gradients,) = pullback(clipped)
-    norm = optax.tree.norm(pullback(gradients)[0] if clip_effective else raw_gradients)
-    if not clip_effective:
-        clipped, clip = optimizer.clip.update(raw_gradients, state.clip)
-        raw_gradients = clipped
-    was_clipped = optax.tree.norm(clipped) < 0.9999 * (norm_effective if clip_effective else norm)
-    updates, rule = optimizer.update.update(raw_gradients, state.optimizer, state.raw, hypers=hypers)
+    (raw_gradients,) = pullback(gradients)
+    norm = stability.global_norm(reparam.table, raw_gradients)
+    norm_effective = stability.global_norm(table, gradients)
+    if config.optimizer.clip_on == "effective":
+        clipped, clip = optimizer.clip.update(_at_most(hypers.max_norm, gradients, norm_effective), state.clip)
+        (seen_by_rule,), before = pullback(clipped), norm_effective
+    else:
+        clipped, clip = optimizer.clip.update(_at_most(hypers.max_norm, raw_gradients, norm), state.clip)
+        seen_by_rule, before = clipped, norm
+    was_clipped = optax.tree.norm(clipped) < 0.9999 * before
+    updates, rule = optimizer.update.update(seen_by_rule, state.optimizer, state.raw, hypers=hypers)
 
-    loss = sums.cross_entropy / sums.targets
-    judged = jnp.stack([loss, norm, norm_effective, optax.tree.norm(updates)])
-    finite = state.finite & jnp.isfinite(judged).all()
+    loss, update_norm = sums.cross_entropy / sums.targets, stability.global_norm(reparam.table, updates)
+    seen_Q = jnp.stack([loss, norm, update_norm])
+    finite = jnp.isfinite(seen_Q).all() & jnp.isfinite(norm_effective)
+    guard, verdict = stability.judge(config.stability, state.guard, seen_Q, finite)
     stored = optimizer.project(optax.apply_updates(state.raw, updates), seen)
-    new = TrainState(state.step + 1, stored, reparam_state, clip, rule, finite)
-    kept = jax.tree.map(functools.partial(jnp.where, finite), new, state._replace(finite=finite))
+    new = TrainState(state.step + 1, stored, reparam_state, clip, rule, guard)
+    kept = jax.tree.map(functools.partial(jnp.where, verdict.taken), new, state._replace(guard=guard))
     scalars = {
         "train/loss": loss,
         "train/z_loss": config.train.z_loss * sums.z_loss / sums.targets,
         "train/log_z": sums.log_z / sums.targets,
         "train/grad_norm": norm,
         "train/grad_norm_effective": norm_effective,
-        "train/clipped": was_clipped.astype(jnp.float32),
+        "train/update_norm": update_norm,
+        "train/clipped": was_clipped,
         "train/learning_rate": hypers.learning_rate * optimizer.schedule(state.step),
-        "train/finite": finite.astype(jnp.float32),
+        "train/finite": verdict.finite,
+        "train/spike": verdict.spike,
+        "train/skipped": ~verdict.taken,
+        "train/halted": guard.halted,
     }
-    measured = {
-        f"stability/update_ratio/{role}": ratio
-        for role, ratio in stability.update_ratio(reparam.table, updates, state.raw).items()
-    }
-    scalars |= {name: value for name, value in measured.items() if not value.ndim}
-    return kept, (scalars, {name: value for name, value in measured.items() if value.ndim})
+    scalars |= stability.told(state.guard, seen_Q)
+    scalars = {name: value.astype(jnp.float32) for name, value in scalars.items()}
+    if config.stability.measure == "off":
+        return kept, (scalars, {})
+    measured = stability.light(
+        table,
+        reparam.table,
+        raw=state.raw,
+        weights=weights,
+        raw_gradients=raw_gradients,
+        gradients=gradients,
+        seen_by_rule=seen_by_rule,
+        updates=updates,
+        new_weights=None if config.reparam.method == "identity" else reparam.effective(stored, reparam_state)[0],
+        eps=config.optimizer.eps,
+    )
+    found, arrays = _apart(measured)
+    return kept, (scalars | found, arrays)
+
+
+def _apart(measured: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Scalars, and vectors."""
+    scalars = {name: value for name, value in measured.items() if not value.ndim}
+    return scalars, {name: value for name, value in measured.items() if value.ndim}
+
+
+def measure(
+    config: Config,
+    end: int | None,
+    table: Table,
+    reparam: Reparameterization,
+    model: Transformer,
+    losses: Callable[..., Any],
+    state: TrainState,
+    tokens_BS: Int[Array, "B T+1"],
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The full measurements. The last two arguments are traced; the rest is the run's."""
+    weights = reparam.merge(state.raw, state.reparam)
+    probed_BT = tokens_BS[:PROBE_ROWS, :-1]
+    segments_BT = None
+    if config.model.mask_documents:
+        assert end is not None, "masking documents needs the tokenizer's end-of-document id"
+        segments_BT = segment_ids(probed_BT, end)
+    measured = stability.weight_statistics(table, weights) | probe(model, weights, probed_BT, segments_BT)
+    parts = next((parts for parts in range(min(MOST_PARTS, len(tokens_BS)), 1, -1) if len(tokens_BS) % parts == 0), 1)
+    if parts > 1:
+
+        def gradient(tokens: Array) -> Any:
+            return accumulated_gradients(losses, weights, tokens, 1, None)[0]
+
+        tokens_ABS = tokens_BS.reshape(-1, parts, tokens_BS.shape[-1]).swapaxes(0, 1)
+        measured |= stability.gradient_statistics(table, gradient, tokens_ABS, len(tokens_BS) // parts)
+    return _apart(measured)
+
+
+def _at_most(max_norm: ArrayLike, gradients: Any, norm: Float[Array, ""]) -> Any:
+    """Scales gradients of that norm down to `max_norm`, which is inf but for a while after a roll-back."""
+    factor = jnp.where(norm > max_norm, max_norm / norm, 1.0)
+    return jax.tree.map(lambda gradient: factor * gradient, gradients)
 
 
 def accumulated_gradients(
@@ -295,6 +366,8 @@ def accumulated_gradients(
     one = jax.grad(losses, has_aux=True)
 
     def pinned(gradients: Any) -> Any:
+        if weight_shardings is None:
+            return gradients
         return jax.tree.map(jax.lax.with_sharding_constraint, gradients, weight_shardings)
 
     def micro(total: Any, tokens: Array) -> tuple[Any, None]:

@@ -7,14 +7,14 @@ import os
 import pytest
 
 from jaxstab.config import UserError
-from jaxstab.logging import read_metrics
+from jaxstab.logging import in_force, read_metrics
 from jaxstab.logging.jsonl import MetricsFile
 
 
 def write(path, steps, last_step=-1, attempt=0):
-    file = MetricsFile(path, last_step)
+    file = MetricsFile(path, last_step, attempt)
     for step in steps:
-        file.write(step, attempt, {"train/loss": 10.0 - step})
+        file.write(step, {"train/loss": 10.0 - step})
     return file
 
 
@@ -25,7 +25,7 @@ def refuse(constant):
 def test_lines_are_json_and_come_back_exactly(tmp_path):
     path = tmp_path / "metrics.jsonl"
     values = {"train/loss": 0.1 + 0.2, "a": math.nan, "b": math.inf, "c": -math.inf, "d": 1e-300}
-    MetricsFile(path, -1).write(7, 2, values)
+    MetricsFile(path, -1, 2).write(7, values)
     raw = json.loads(path.read_text(), parse_constant=refuse)
     assert raw["a"] == "nan" and raw["b"] == "inf" and raw["c"] == "-inf"
     (line,) = read_metrics(path)
@@ -39,16 +39,28 @@ def test_resuming_leaves_each_step_once(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
     write(path, range(1, 6))
     path.open("ab").write(torn)
-    write(path, range(4, 9), last_step=3, attempt=1)
-    lines = read_metrics(path)
-    assert [line["step"] for line in lines] == list(range(1, 9))
-    assert [line["attempt"] for line in lines] == [0] * 3 + [1] * 5
+    write(path, range(4, 9), last_step=3)
+    assert [line["step"] for line in read_metrics(path)] == list(range(1, 9))
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_another_attempt_leaves_what_the_one_before_came_to(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, range(1, 6))
+    write(path, range(3, 8), last_step=2, attempt=1)
+    write(path, range(5, 7), last_step=4, attempt=1)  # the second attempt, killed and resumed
+    places = [(line["attempt"], line["step"]) for line in read_metrics(path)]
+    assert places == [(0, step) for step in range(1, 6)] + [(1, step) for step in range(3, 7)]
+    assert [(line["attempt"], line["step"]) for line in in_force(read_metrics(path))] == [
+        (0, 1),
+        (0, 2),
+        *((1, step) for step in range(3, 7)),
+    ]
 
 
 def test_an_evaluation_shares_its_step(tmp_path):
     file = write(tmp_path / "metrics.jsonl", [1, 2])
-    file.write(2, 0, {"eval/valid/loss": 3.0})
+    file.write(2, {"eval/valid/loss": 3.0})
     write(tmp_path / "metrics.jsonl", [3], last_step=2)
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 2, 3]
 
@@ -64,9 +76,9 @@ def test_lines_wait_while_the_directory_is_gone(tmp_path):
     file = MetricsFile(path, -1)
     for step in (1, 2):
         with pytest.raises(FileNotFoundError):
-            file.write(step, 0, {"train/loss": 1.0})
+            file.write(step, {"train/loss": 1.0})
     path.parent.mkdir()
-    file.write(3, 0, {"train/loss": 1.0})
+    file.write(3, {"train/loss": 1.0})
     assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
 
 
@@ -76,10 +88,10 @@ def test_a_disk_that_fills_up_tears_no_line(tmp_path, monkeypatch):
     real = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:5]))
     with pytest.raises(OSError, match="No space left"):
-        file.write(2, 0, {"train/loss": 1.0})
+        file.write(2, {"train/loss": 1.0})
     assert [line["step"] for line in read_metrics(path)] == [1]
     monkeypatch.undo()
-    file.write(3, 0, {"train/loss": 1.0})
+    file.write(3, {"train/loss": 1.0})
     assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
 
 

@@ -70,10 +70,10 @@ def test_resuming_joins_the_parts(tmp_path):
     run.flush()
     train(run, range(6, 9))
     run._tensorboard.flush()  # what a killed run may have brought to disk after its checkpoint
-    with logger(tmp_path, resume=5, attempt=1)[0] as run:
+    with logger(tmp_path, resume=5)[0] as run:
         train(run, range(6, 11))
     lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert [(line["step"], line["attempt"]) for line in lines] == [(s, int(s > 5)) for s in range(1, 11)]
+    assert [line["step"] for line in lines] == list(range(1, 11))
     np.testing.assert_array_equal(read_measurements(tmp_path)[RATIO][0], range(1, 11))
     assert [step for step, _ in points(tmp_path, "train/loss")] == list(range(1, 11))
 
@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_without_gap_or_repetition(tmp_path):
     process.wait()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) >= told[-1]
     resume = told[-2]
-    with logger(tmp_path, resume=resume, attempt=1)[0] as run:
+    with logger(tmp_path, resume=resume)[0] as run:
         train(run, range(resume + 1, resume + 50))
     expected = list(range(1, resume + 50))
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == expected

@@ -170,7 +170,9 @@ def test_largest_attention_logits_are_seen_per_layer_and_head(changes):
     config = config_of(**changes)
     weights = random_weights(config)
     _, expected = reference(weights, config)
-    _, sown = Transformer(config, see_logits=True).apply({"params": weights}, TOKENS, mutable=["intermediates"])
+    _, sown = Transformer(config, see=("max_attention_logit",)).apply(
+        {"params": weights}, TOKENS, mutable=["intermediates"]
+    )
     (found,) = sown["intermediates"]["layers"]["self_attn"]["max_attention_logit"]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxstab import optimize, scale, table
+from jaxstab import optimize, scale, stability, table
 from jaxstab.initialize import draw, he, scaled
 from jaxstab.model.loss import LossSums
 from jaxstab.optimize import Hypers
@@ -354,9 +354,9 @@ def one_step(accumulation, tokens, raw, state):
     optimizer = optimize.build(config.optimizer, rep.table, 10)
     mesh = scale.make_mesh(config.mesh)
     start = TrainState(
-        jnp.int32(0), raw, state, optimizer.clip.init(raw), optimizer.update.init(raw), jnp.ones((), bool)
+        jnp.int32(0), raw, state, optimizer.clip.init(raw), optimizer.update.init(raw), stability.start()
     )
-    step = jax.jit(functools.partial(train_step, config, rep, optimizer, losses, scale.shardings(TABLE, mesh)))
+    step = jax.jit(functools.partial(train_step, config, TABLE, rep, optimizer, losses, scale.shardings(TABLE, mesh)))
     return step(start, tokens, Hypers(1e-2, 0.1))[0]
 
 
@@ -376,4 +376,4 @@ def test_a_step_that_is_not_finite_advances_nothing():
     raw["embed"] = raw["embed"].at[4, 0].set(jnp.inf)
     after = one_step(1, np.full((8, 3), 4), raw, state)
     jax.tree.map(np.testing.assert_array_equal, (after.raw, after.reparam), (raw, state))
-    assert after.step == 0 and not after.finite
+    assert after.step == 0 and after.guard.halted

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxstab import table
 from jaxstab.reparam import reparameterize, wesar
-from jaxstab.stability import matrix_norm, update_ratio
+from jaxstab.stability import global_norm, matrix_norm, update_ratio
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {
@@ -44,3 +44,10 @@ def test_norms_of_half_precision_are_summed_in_float32():
     found = matrix_norm(table.rows(TABLE)[0], weight)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, np.linalg.norm(np.float64(weight)), rtol=1e-5)
+
+
+def test_the_global_norm_is_over_vectors_and_gates_too():
+    rep = reparameterize(TABLE, wesar())
+    raw, _ = rep.init(WEIGHTS)
+    expected = np.linalg.norm(np.concatenate([np.float64(leaf).ravel() for leaf in jax.tree.leaves(raw)]))
+    np.testing.assert_allclose(jax.jit(lambda raw: global_norm(rep.table, raw))(raw), expected, rtol=1e-6)

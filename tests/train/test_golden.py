@@ -127,6 +127,10 @@ def poisoned(model, end, config, weights, tokens, valid=None, real=step_module.l
     return jnp.where(bad_gradient, jnp.nan, 1.0) * loss, jax.tree.map(lambda x: jnp.where(bad_loss, jnp.nan, x), sums)
 
 
+def without_guard(state):
+    return state._replace(guard=None)
+
+
 def test_a_step_that_is_not_finite_changes_nothing_until_the_host_has_answered(monkeypatch):
     monkeypatch.setattr(step_module, "loss_sums", poisoned)
     trainer, good = Trainer(), batches()
@@ -140,9 +144,10 @@ def test_a_step_that_is_not_finite_changes_nothing_until_the_host_has_answered(m
         for tokens in (np.where(good[1] == good[1].max(), bad, good[1]), good[1]):
             # The second batch is a good one, dispatched before the host hears of the first.
             scalars, _ = trainer.step(tokens)
-            chex.assert_trees_all_equal(jax.device_get(trainer.state), unharmed[0]._replace(finite=np.array(False)))
-            assert scalars["train/finite"] == 0
+            chex.assert_trees_all_equal(without_guard(jax.device_get(trainer.state)), without_guard(unharmed[0]))
+            chex.assert_trees_all_equal(trainer.state.guard.windows, unharmed[0].guard.windows)
+            assert scalars["train/halted"] == 1
         assert np.isfinite(scalars["train/loss"])
-        trainer.state = trainer.state._replace(finite=jnp.ones_like(trainer.state.finite))
+        trainer.state = trainer.state._replace(guard=jax.device_put(unharmed[0].guard))
         trainer.step(good[1])
         chex.assert_trees_all_equal(jax.device_get(trainer.state), unharmed[1])

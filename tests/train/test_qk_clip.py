@@ -29,7 +29,7 @@ def program_of(threshold, **changes):
 
 
 def largest_logits(program, state):
-    model = Transformer(program.config.model, see_logits=True)
+    model = Transformer(program.config.model, see=("max_attention_logit",))
     _, sown = model.apply({"params": program.merge(state)}, TOKENS[:, :-1], mutable=["intermediates"])
     return np.asarray(sown["intermediates"]["layers"]["self_attn"]["max_attention_logit"][0])
 

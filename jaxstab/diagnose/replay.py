@@ -1,0 +1,126 @@
+"""`main.py diagnose --replay=<step>`: an incident again, from the checkpoint before it, all measured."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import Progress
+
+from jaxstab import data
+from jaxstab.config import UserError, from_config_dict
+from jaxstab.diagnose.report import Diagnosis, diagnose
+from jaxstab.diagnose.series import nested
+from jaxstab.logging import read_measurements, read_metrics
+from jaxstab.logging.columns import MeasurementFiles
+from jaxstab.logging.jsonl import MetricsFile
+from jaxstab.logging.run import METRICS
+from jaxstab.train import incidents
+from jaxstab.train import workdir as workdirs
+from jaxstab.train.checkpoint import Checkpoints
+from jaxstab.train.config import Config
+from jaxstab.train.course import Course
+from jaxstab.train.journal import Journal
+from jaxstab.train.step import Program, TrainState, build
+
+DIRECTORY = "replay"
+
+
+def replay(workdir: str | Path, name: str, console: Console) -> Diagnosis:
+    """Replays the steps from the checkpoint before an incident to it, and diagnoses what they were.
+
+    The steps are taken by the run's own program, bitwise as they were on a CPU; at some, the last ones above all, a
+    second program makes the full measurements of the state that went in. Writes `incidents/<name>/replay/`, which holds
+    what a workdir does: metrics, measurements and the report.
+
+    Args:
+      workdir: of a run that isn't at work.
+      name: the incident's directory: the step, with the attempt after a roll-back.
+      console: where it says what it does.
+
+    Raises:
+      UserError: no such incident, no checkpoint for it any more, or the data isn't what it was.
+    """
+    workdir = Path(workdir)
+    path, record = incidents.read(workdir, name)
+    config = from_config_dict(Config, nested(record["config"]))
+    corpus = data.prepare(config.data)
+    if corpus.digest != record["identity"]["data_digest"]:
+        raise UserError(f"data.files={config.data.files} are not what the run in {workdir} was trained on")
+    program = build(config, corpus.tokenizer.end)
+    course = Course(program, corpus.train, Journal.of(record["journal"]))
+    start, end = record["checkpoint"], record["step"]
+    measured = points(start + 1, end)
+    console.print(
+        f"Replaying steps {start + 1} to {end} from {f'checkpoint {start}' if start else 'the initial state'}, with "
+        f"full measurements at {', '.join(map(str, measured))}. Compiling ...",
+        soft_wrap=True,
+    )
+    with workdirs.alone(workdir), Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
+        state = checkpoints.restore(start, program.abstract_state)[0] if start else program.init(config.train.seed)
+    told = _taken_again(program, course, state, start, end, measured, console)
+    console.print(_compared(told, read_metrics(path / METRICS)), soft_wrap=True)
+    return diagnose(_written(path, told, start))
+
+
+def points(first: int, last: int) -> list[int]:
+    """Where everything is measured: the first step, and ever closer to the last."""
+    before = itertools.takewhile(lambda at: at > first, (last - 2**power + 1 for power in range(20)))
+    return sorted({first, last, *before})
+
+
+def _taken_again(
+    program: Program, course: Course, state: TrainState, start: int, end: int, measured: list[int], console: Console
+) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
+    """{step: (scalars, arrays)} of the steps after `start`."""
+    told = {}
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("steps", total=end - start)
+        for step, tokens in enumerate(course.ahead(start + 1, end), start + 1):
+            if step == 1:
+                state = program.prepare(state, tokens)
+            more = program.measure(state, tokens) if step in measured else ({}, {})
+            state, metrics = program.step(state, tokens, course.hypers(step))
+            (scalars, arrays), (more_scalars, more_arrays) = jax.device_get((metrics, more))
+            told[step] = {name: float(value) for name, value in (scalars | more_scalars).items()}, arrays | more_arrays
+            progress.advance(task)
+    return told
+
+
+def _compared(told: dict[int, tuple[dict[str, Any], dict[str, Any]]], lines: list[dict[str, Any]]) -> str:
+    """Whether the steps were what they had been."""
+    known = {line["step"]: line["train/loss"] for line in lines if line["step"] in told}
+    other = [step for step, loss in known.items() if repr(told[step][0]["train/loss"]) != repr(loss)]
+    if not other:
+        return f"Bitwise as it was: the losses of {len(known)} steps are those of the run."
+    step = other[0]
+    return (
+        f"Not bitwise as it was: from step {step} on the loss differs ({told[step][0]['train/loss']!r} here, "
+        f"{known[step]!r} there). On a GPU that takes XLA_FLAGS=--xla_gpu_deterministic_ops=true in both."
+    )
+
+
+def _written(path: Path, told: dict[int, tuple[dict[str, Any], dict[str, Any]]], start: int) -> Path:
+    """A directory that is read like a run's: what led to the checkpoint, as it was logged, and the steps replayed."""
+    directory = path / DIRECTORY
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    shutil.copy(path / workdirs.CONFIG, directory)
+    metrics, columns = MetricsFile(directory / METRICS, -1), MeasurementFiles(directory, -1)
+    for line in read_metrics(path / METRICS):
+        if line["step"] <= start:
+            metrics.write(line["step"], {key: value for key, value in line.items() if key not in ("step", "attempt")})
+    for name, (steps, values) in read_measurements(path).items():
+        for step, vector in zip(steps, values, strict=True):
+            if step <= start:
+                columns.add(int(step), name, vector)
+    for step, (scalars, arrays) in told.items():
+        metrics.write(step, scalars)
+        for name, vector in arrays.items():
+            columns.add(step, name, vector)
+    columns.flush()
+    return directory

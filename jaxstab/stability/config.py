@@ -1,0 +1,81 @@
+"""What is measured in a run, and what is done about a spike."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxstab.config import ConfigError, option
+from jaxstab.stability.spikes import QUANTITIES, RULES
+
+RESPONSES = ("log", "skip", "rollback", "stop")
+
+
+@dataclasses.dataclass(frozen=True)
+class StabilityConfig:
+    """Measurements, and the responses to spikes and to values that aren't finite."""
+
+    measure: str = option(
+        "light",
+        "light: every matrix's norms, update ratios and gradients, and TEV, each step; full: also, now and then, what "
+        "needs passes of its own (docs/measurements.md); off: loss and global norms alone.",
+        choices=("off", "light", "full"),
+    )
+    measure_every: int = option(500, "Steps between two full measurements.")
+    rule: str = option(
+        "skip_step",
+        "What a spike is: above 6 standard deviations of the last 128 values, or 7 of the last 1,000.",
+        choices=tuple(RULES),
+    )
+    watch: tuple[str, ...] = option(
+        ("loss", "grad_norm"), f"Quantities that are watched for spikes, of {', '.join(QUANTITIES)}."
+    )
+    on_spike: str = option(
+        "log",
+        "log takes the step all the same; skip leaves it out; rollback goes back to a checkpoint and past the batches; "
+        "stop ends the run with the state before it.",
+        choices=RESPONSES,
+    )
+    on_nonfinite: str = option(
+        "stop",
+        "The same for a loss, gradient or update that isn't finite. After log, the weights aren't either.",
+        choices=RESPONSES,
+    )
+    max_skips: int = option(
+        4, "Steps skipped in a row. Then a spike is taken as a new level, and a value that isn't finite stops the run."
+    )
+    rollback_steps: int = option(
+        100, "Least steps between a spike and the checkpoint that is gone back to (PaLM: 100)."
+    )
+    skip_batches: int = option(200, "Batches left out after a roll-back, from that of the spike on (PaLM: 200 to 500).")
+    skip_before: int = option(0, "Batches before the spike's that are left out too.")
+    max_rollbacks: int = option(3, "Roll-backs in a run, after which it stops.")
+    rollback_learning_rate: float = option(1.0, "Factor on the learning rate for a while after a roll-back.")
+    rollback_max_norm: float = option(
+        0.0, "Largest global gradient norm for a while after a roll-back, before the usual clipping; 0 sets none."
+    )
+    rollback_while: int = option(500, "Steps of that while, counted from the checkpoint.")
+    incidents: int = option(20, "Incidents whose evidence is kept, each with its checkpoint; later ones are counted.")
+
+    def __post_init__(self) -> None:
+        for key, least in (
+            ("measure_every", 1),
+            ("max_skips", 1),
+            ("rollback_steps", 1),
+            ("skip_batches", 1),
+            ("skip_before", 0),
+            ("max_rollbacks", 0),
+            ("rollback_max_norm", 0),
+            ("rollback_while", 0),
+            ("incidents", 0),
+        ):
+            if getattr(self, key) < least:
+                raise ConfigError(f"stability.{key}={getattr(self, key)} is too small: it takes at least {least}")
+        if self.rollback_learning_rate <= 0:
+            raise ConfigError(f"stability.rollback_learning_rate={self.rollback_learning_rate} must be positive")
+        strange = [name for name in self.watch if name not in QUANTITIES]
+        if strange:
+            raise ConfigError(f"stability.watch has {strange[0]!r}, which is not one of: {', '.join(QUANTITIES)}")
+
+    @property
+    def rolls_back(self) -> bool:
+        return "rollback" in (self.on_spike, self.on_nonfinite)

@@ -1,0 +1,37 @@
+"""What is measured at a cadence, of the weights alone. `gradients` has what needs gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jaxstab.stability.spectra import spectral_norm, stable_rank
+from jaxstab.stability.tev import tev_histogram, token_matrices
+from jaxstab.table import Row, Table, by_role
+
+
+def weight_statistics(table: Table, weights: Any) -> dict[str, jax.Array]:
+    """Spectra and token variability of the effective weights.
+
+    - spectral_norm, stable_rank: see the functions of these names
+    - tev_histogram, tev_histogram_edges: see `tev_histogram`, of embed_tokens and lm_head
+
+    Returns:
+      {"stability/<measurement>/<role>": value}, float32; `[L]` for stacked roles and scalar for the others, vectors for
+      the histograms.
+    """
+    histograms = {role: tev_histogram(matrix) for role, matrix in token_matrices(table, weights).items()}
+    spectra = by_role(_spectrum, table, weights)
+    measured = {
+        "spectral_norm": {role: largest for role, (largest, _) in spectra.items()},
+        "stable_rank": {role: rank for role, (_, rank) in spectra.items()},
+        "tev_histogram": {role: counts for role, (counts, _) in histograms.items()},
+        "tev_histogram_edges": {role: edges for role, (_, edges) in histograms.items()},
+    }
+    return {f"stability/{name}/{role}": value for name, found in measured.items() for role, value in found.items()}
+
+
+def _spectrum(row: Row, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    largest = spectral_norm(row, weight)
+    return largest, stable_rank(row, weight, largest)

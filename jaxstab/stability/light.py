@@ -1,0 +1,79 @@
+"""What is measured in every step, of what the step holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jaxstab.stability.norms import gates, matrix_norm, matrix_rms, nonfinite_fraction, update_ratio
+from jaxstab.stability.tev import tev, token_matrices
+from jaxstab.table import Table, by_role, rows
+
+
+def light(
+    table: Table,
+    stored_table: Table,
+    *,
+    raw: Any,
+    weights: Any,
+    raw_gradients: Any,
+    gradients: Any,
+    seen_by_rule: Any,
+    updates: Any,
+    new_weights: Any | None,
+    eps: float,
+) -> dict[str, jax.Array]:
+    """The light measurements of one step, each a few passes over the parameters.
+
+    - update_ratio ‖ΔW‖/‖W‖ and update_ratio_effective ‖ΔW̄‖/‖W̄‖ (Nishida et al. 2024, section 1, Figures 1 and 9-12)
+    - norm ‖W‖, norm_effective ‖W̄‖ (Figure 3), and grad_norm, grad_norm_effective of the gradients by either (Figure 8)
+    - gate: α, of what is stored with gates
+    - update_rms: √(mean ΔW²)
+    - grad_rms_over_eps: √(mean g²) / eps of the gradient that the update rule sees; near 1 and below, Adam's eps holds
+      the update down (Wortsman et al. 2023); left out where eps is 0
+    - nonfinite_fraction: of the entries of the effective gradient
+    - tev_mean, tev_std: see `tev`, of the effective embed_tokens and lm_head
+
+    Args:
+      table, stored_table: rows of the effective weights and of what is stored.
+      raw, weights: stored parameters and effective weights before the update.
+      raw_gradients, gradients: by `raw` and by `weights`, before clipping.
+      seen_by_rule: the gradient by `raw`, after clipping.
+      updates: what is added to `raw`.
+      new_weights: effective weights after the update; None where they are the stored ones up to constants, so that the
+        effective ratios are the stored ones.
+      eps: Adam's, which a row's multiplier multiplies.
+
+    Returns:
+      {"stability/<measurement>/<role>": value}, float32, `[L]` for roles that are stacked and scalar for the others.
+      A second stored matrix of one role (a factor) has its path in place of the role.
+    """
+    stored_ratio = update_ratio(stored_table, updates, raw)
+    measured = {
+        "update_ratio": stored_ratio,
+        "update_ratio_effective": _with_tied(table, stored_ratio)
+        if new_weights is None
+        else update_ratio(table, jax.tree.map(lambda new, old: new - old, new_weights, weights), weights),
+        "update_rms": by_role(matrix_rms, stored_table, updates),
+        "norm": by_role(matrix_norm, stored_table, raw),
+        "norm_effective": by_role(matrix_norm, table, weights),
+        "grad_norm": by_role(matrix_norm, stored_table, raw_gradients),
+        "grad_norm_effective": by_role(matrix_norm, table, gradients),
+        "gate": gates(table, stored_table, raw),
+        "nonfinite_fraction": nonfinite_fraction(table, gradients),
+    }
+    if eps:
+        measured["grad_rms_over_eps"] = by_role(
+            lambda row, g: matrix_rms(row, g) / (eps * row.eps), stored_table, seen_by_rule
+        )
+    of_tokens = {role: tev(matrix) for role, matrix in token_matrices(table, weights).items()}
+    measured["tev_mean"] = {role: mean for role, (mean, _) in of_tokens.items()}
+    measured["tev_std"] = {role: std for role, (_, std) in of_tokens.items()}
+    return {f"stability/{name}/{role}": value for name, found in measured.items() for role, value in found.items()}
+
+
+def _with_tied(table: Table, ratios: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The ratios of a tied matrix are those of the one that is stored."""
+    role_at = {row.path: row.role for row in rows(table)}
+    return ratios | {row.role: ratios[role_at[row.tied]] for row in rows(table) if row.tied and row.is_matrix}

@@ -1,0 +1,183 @@
+"""`incidents/<step>/`: what is known of a spike when it is seen, for whoever asks later what it was.
+
+incident.json          what was seen, what was done, the config, the batch's place, the checkpoint before it
+batch.npy              its tokens, int32 [B, T+1]
+batch.txt              its text, a document a paragraph
+metrics.jsonl          the last HISTORY steps of every measurement, as in the workdir itself
+measurements/
+summary.md             a page to read first
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxstab.config import UserError
+from jaxstab.data import Tokenizer
+from jaxstab.logging import in_force, read_measurements, read_metrics
+from jaxstab.logging.columns import MeasurementFiles
+from jaxstab.logging.jsonl import MetricsFile
+from jaxstab.logging.run import METRICS
+from jaxstab.train.workdir import CONFIG
+
+DIRECTORY = "incidents"
+RECORD = "incident.json"
+HISTORY = 200
+MOVERS = 12
+
+Remembered = tuple[int, dict[str, float], dict[str, Any]]  # step, scalars, vectors over layers
+
+
+class Incidents:
+    """The incidents of a run, and the last steps that the next one will tell of."""
+
+    def __init__(self, workdir: Path, limit: int, attempt: int, last_step: int):
+        """Goes on in `workdir` after `last_step`; at most `limit` incidents are kept."""
+        self._directory = workdir / DIRECTORY
+        self._limit, self._attempt = limit, attempt
+        self._steps: collections.deque[Remembered] = collections.deque(maxlen=HISTORY)
+        first = last_step - HISTORY
+        if last_step and (workdir / METRICS).exists():
+            arrays = _by_step(read_measurements(workdir, after=first))
+            for line in in_force(read_metrics(workdir / METRICS)):
+                if first < line["step"] <= last_step and "train/loss" in line:
+                    scalars = {name: value for name, value in line.items() if name not in ("step", "attempt")}
+                    self._steps.append((line["step"], scalars, arrays.get(line["step"], {})))
+
+    def remember(self, step: int, scalars: dict[str, float], arrays: dict[str, Any]) -> None:
+        """Takes the measurements of a step."""
+        self._steps.append((step, scalars, arrays))
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the incident of the step remembered last began before it."""
+        return len(self._steps) > 1 and is_one(self._steps[-2][1])
+
+    def write(self, record: dict[str, Any], batch: np.ndarray, tokenizer: Tokenizer) -> Path | None:
+        """Writes the incident of the step remembered last; killed at any moment, it can be done again.
+
+        Args:
+          record: what is known, as JSON: a `reason` of one line, the `response`, the `checkpoint` to replay from, the
+            `batch` and its `records`, the `journal`, the flat `config` and the data's `identity`.
+          batch: the step's tokens `[B, T+1]`.
+          tokenizer: to show them as text.
+
+        Returns:
+          Where it is; None where there are as many as are kept.
+        """
+        step, scalars, _ = self._steps[-1]
+        path = self._directory / (f"{step}-{self._attempt}" if self._attempt else str(step))
+        if len(found := _found(self._directory)) >= self._limit and path not in found:
+            return None
+        record = {"step": step, "attempt": self._attempt, **record, "metrics": scalars}
+        config = {key: record.pop(key) for key in ("config", "identity")}
+        aside = path.with_name(path.name + ".tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        np.save(aside / "batch.npy", batch)
+        (aside / "batch.txt").write_text(_as_text(batch, record["records"], tokenizer))
+        metrics, columns = MetricsFile(aside / METRICS, -1, self._attempt), MeasurementFiles(aside, -1)
+        for at, values, arrays in self._steps:
+            metrics.write(at, values)
+            for name, vector in arrays.items():
+                columns.add(at, name, vector)
+        columns.flush()
+        (aside / "summary.md").write_text(_summary(record, list(self._steps), self._directory.parent))
+        (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        (aside / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(aside, path)
+        return path
+
+
+def is_one(scalars: Mapping[str, float]) -> bool:
+    """Whether a step was a spike, or not finite."""
+    return bool(scalars["train/spike"]) or not scalars["train/finite"]
+
+
+def _found(directory: Path) -> list[Path]:
+    return sorted(path.parent for path in directory.glob(f"*/{RECORD}") if not path.parent.name.endswith(".tmp"))
+
+
+def pinned(workdir: Path) -> set[int]:
+    """The checkpoints that incidents are replayed from."""
+    return {json.loads((path / RECORD).read_text())["checkpoint"] for path in _found(workdir / DIRECTORY)}
+
+
+def read(workdir: Path, step: str) -> tuple[Path, dict[str, Any]]:
+    """An incident's directory and record, by the directory's name: the step, with the attempt after a roll-back.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = workdir / DIRECTORY / step
+    if not (path / RECORD).exists():
+        has = ", ".join(path.name for path in _found(workdir / DIRECTORY)) or "none"
+        raise UserError(f"no incident {step} in {workdir}; there is: {has}")
+    return path, json.loads((path / RECORD).read_text()) | json.loads((path / CONFIG).read_text())
+
+
+def _by_step(measured: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[int, dict[str, np.ndarray]]:
+    turned: dict[int, dict[str, np.ndarray]] = {}
+    for name, (steps, values) in measured.items():
+        for step, vector in zip(steps, values, strict=True):
+            turned.setdefault(int(step), {})[name] = vector
+    return turned
+
+
+def _as_text(batch: np.ndarray, records: list[int], tokenizer: Tokenizer) -> str:
+    """The rows of a batch, cut where documents end."""
+    parts = []
+    for row, record in zip(batch, records, strict=True):
+        ends = np.flatnonzero(row[:-1] == tokenizer.end) + 1
+        documents = [tokenizer.decode(part.tolist()) for part in np.split(row, ends)]
+        parts.append(f"--- record {record}: {len(documents)} documents or parts of them\n" + "\n\n".join(documents))
+    return "\n".join(parts) + "\n"
+
+
+def _summary(record: dict[str, Any], steps: list[Remembered], workdir: Path) -> str:
+    """One page: what was seen and done, and what is farthest from where it was before."""
+    name = f"{record['step']}-{record['attempt']}" if record["attempt"] else record["step"]
+    moved = "\n".join(
+        f"| {what} | {before:.4g} | {now:.4g} | {z:+.0f} |" for z, what, before, now in farthest(steps)[:MOVERS]
+    )
+    return (
+        f"# Step {record['step']}: {record['reason']}\n\n"
+        f"Response: {record['response']}. Batch {record['batch']}: records {record['records']} of the training split "
+        f"(batch.txt). Checkpoint before it: {record['checkpoint'] or 'the initial state'}.\n\n"
+        "What is farthest from its median over the last "
+        f"{len(steps) - 1} steps, in multiples of its median deviation from it (x1.48):\n\n"
+        f"| measurement | median | at step {record['step']} | distance |\n|---|---|---|---|\n{moved}\n\n"
+        "What moved first, and every measurement at that step:\n\n"
+        f"    python main.py diagnose --workdir={workdir} --replay={name}\n"
+    )
+
+
+def farthest(steps: list[Remembered]) -> list[tuple[float, str, float, float]]:
+    """(distance, name, median before, last value) of every measurement, the farthest first."""
+    series: dict[str, list[float]] = collections.defaultdict(list)
+    for _, scalars, arrays in steps:
+        for name, value in scalars.items():
+            series[name].append(float(value))
+        for name, vector in arrays.items():
+            for layer, value in enumerate(vector):
+                series[f"{name}/{layer}"].append(float(value))
+    found = []
+    for name, values in series.items():
+        *before, last = values
+        usual = np.array([value for value in before if np.isfinite(value)])
+        if len(usual) < HISTORY // 10 or not name.startswith(("stability/", "train/grad", "train/log", "train/update")):
+            continue
+        median = float(np.median(usual))
+        spread = 1.4826 * float(np.median(np.abs(usual - median))) + 1e-3 * abs(median) + 1e-30
+        distance = (last - median) / spread if np.isfinite(last) else np.inf
+        found.append((float(distance), name, median, last))
+    return sorted(found, key=lambda item: -abs(item[0]))

@@ -1,0 +1,155 @@
+"""`interventions.jsonl`: what was done to a run, appended before it takes effect; resuming replays it.
+
+    {"kind": "rollback", "attempt": 1, "step": 240, "to": 100, "skip": [239, 439], "learning_rate": 0.5,
+     "max_norm": 0.0, "until": 600, "reason": "..."}
+    {"kind": "skip", "skip": [100, 140]}
+
+`skip` is a half-open range of batches, counted from 0 as they come in the data, that the run steps over. A line of the
+second kind may be written by hand before the run gets there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxstab.config import UserError
+
+FILE = "interventions.jsonl"
+Range = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollback:
+    """Going back to a checkpoint.
+
+    Attributes:
+      attempt: the number of roll-backs, this one included; metrics and checkpoints carry it from here on.
+      step: of the spike.
+      to: the step of the checkpoint; 0 is the initial state.
+      skip: batches left out from now on.
+      learning_rate, max_norm: a factor on the rate, and a limit on the gradient's norm (0 for none), up to step
+        `until`.
+      reason: what was seen.
+    """
+
+    attempt: int
+    step: int
+    to: int
+    skip: Range
+    learning_rate: float
+    max_norm: float
+    until: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Journal:
+    """What is to be kept to from now on.
+
+    Attributes:
+      skipped: disjoint ranges of batches, ascending.
+      rollbacks: in the order of attempts.
+    """
+
+    skipped: tuple[Range, ...] = ()
+    rollbacks: tuple[Rollback, ...] = ()
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Journal:
+        """The journal of its fields as JSON."""
+        skipped = tuple((first, end) for first, end in values["skipped"])
+        return cls(skipped, tuple(Rollback(**rollback) for rollback in values["rollbacks"]))
+
+    @property
+    def attempt(self) -> int:
+        """The number of roll-backs so far."""
+        return len(self.rollbacks)
+
+    def batch_of(self, step: int) -> int:
+        """The batch that step `step` (from 1) trains on, from 0."""
+        batch = step - 1
+        for first, end in self.skipped:
+            if batch >= first:
+                batch += end - first
+        return batch
+
+    def abandons(self, step: int, attempt: int) -> bool:
+        """Whether a later roll-back went back behind a checkpoint of that step and attempt."""
+        return any(rollback.to < step and attempt < rollback.attempt for rollback in self.rollbacks)
+
+    def eased(self, step: int) -> tuple[float, float]:
+        """The factor on the learning rate, and the limit on the gradient's norm (0 for none), of a step."""
+        if self.rollbacks and step <= self.rollbacks[-1].until:
+            return self.rollbacks[-1].learning_rate, self.rollbacks[-1].max_norm
+        return 1.0, 0.0
+
+
+def read(workdir: Path) -> Journal:
+    """The journal of a workdir; empty where there is none.
+
+    Raises:
+      UserError: a line is not one of a journal. A last line without its end has not taken effect, and doesn't count.
+    """
+    path = workdir / FILE
+    skipped: list[Range] = []
+    rollbacks: list[Rollback] = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True) if path.exists() else [], 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            entry = json.loads(line)
+            kind, (first, end) = entry.pop("kind"), entry.pop("skip")
+            if not 0 <= first < end or kind not in ("skip", "rollback"):
+                raise ValueError(line)
+            skipped.append((int(first), int(end)))
+            if kind == "rollback":
+                rollbacks.append(Rollback(**entry, skip=(first, end)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f'{path}, line {number} is no intervention: {line.strip()[:80]}; one is {{"kind": "skip", "skip": '
+                "[first batch, end]}"
+            ) from error
+    return Journal(_merged(skipped), tuple(rollbacks))
+
+
+def _merged(ranges: list[Range]) -> tuple[Range, ...]:
+    merged: list[Range] = []
+    for first, end in sorted(ranges):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((first, end))
+    return tuple(merged)
+
+
+def check(journal: Journal, meta: dict[str, Any], batch_size: int) -> None:
+    """Raises UserError where the data of a checkpoint isn't what the journal says now."""
+    position = journal.batch_of(meta["step"] + 1) * batch_size
+    if meta["position"] != position and meta["attempt"] == journal.attempt:
+        raise UserError(
+            f"checkpoint {meta['step']} stands at record {meta['position']}, {FILE} at {position}: a range to skip was "
+            "changed behind it; take it back, or write one that lies ahead"
+        )
+
+
+def append(workdir: Path, rollback: Rollback) -> None:
+    """Writes a roll-back down; on return it is on the disk. A line that a kill has torn is overwritten."""
+    path = workdir / FILE
+    line = json.dumps({"kind": "rollback", **dataclasses.asdict(rollback)}) + "\n"
+    whole = path.read_bytes() if path.exists() else b""
+    whole = whole[: whole.rfind(b"\n") + 1]
+    with open(path, "r+b" if path.exists() else "xb") as file:
+        file.truncate(len(whole))
+        file.seek(len(whole))
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    directory = os.open(workdir, os.O_RDONLY)  # for the name of a new file
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

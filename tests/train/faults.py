@@ -1,0 +1,44 @@
+"""Faults for tests: a batch that carries a mark of one kind is hurt in that way, wherever it is trained on."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxstab.train import step as step_module
+
+KINDS = ("nan_loss", "inf_gradient", "huge_gradient", "matrix")
+
+
+def install(patch, first_mark):
+    """Lets the training step be hurt by batches in which the token `first_mark` + the place of a kind in KINDS occurs.
+
+    Args:
+      patch: (object, name, value), as `setattr`.
+      first_mark: the lowest of four tokens that occur nowhere else.
+    """
+    loss_sums, gradients, step = step_module.loss_sums, step_module.accumulated_gradients, step_module.train_step
+
+    def marked(tokens, kind):
+        return (tokens == first_mark + KINDS.index(kind)).any()
+
+    def with_loss(model, end, config, weights, tokens, valid=None):
+        loss, (sums, seen) = loss_sums(model, end, config, weights, tokens, valid)
+        bad = marked(tokens, "nan_loss")
+        spoiled = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), (loss, sums))
+        return spoiled[0], (spoiled[1], seen)
+
+    def with_gradient(losses, weights, tokens, *rest):
+        found, sums, seen = gradients(losses, weights, tokens, *rest)
+        kernel = found["layers"]["mlp"]["up_proj"]["kernel"]
+        kernel = jnp.where(marked(tokens, "inf_gradient"), kernel.at[-1, 0, 0].set(jnp.inf), kernel)
+        found["layers"]["mlp"]["up_proj"]["kernel"] = kernel
+        return jax.tree.map(lambda x: jnp.where(marked(tokens, "huge_gradient"), 1e6 * x, x), found), sums, seen
+
+    def with_weights(*arguments):
+        *rest, state, tokens, hypers = arguments
+        factor = jnp.where(marked(tokens, "matrix"), 100.0, 1.0)
+        head = jax.tree.map(lambda x: factor * x, state.raw["lm_head"])  # its gate, too, where it has one
+        return step(*rest, state._replace(raw=state.raw | {"lm_head": head}), tokens, hypers)
+
+    patch(step_module, "loss_sums", with_loss)
+    patch(step_module, "accumulated_gradients", with_gradient)
+    patch(step_module, "train_step", with_weights)
