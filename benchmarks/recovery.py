@@ -42,13 +42,14 @@ SEEDS = (0, 1, 2)
 MINUTES = 3  # a cell, on one core
 
 # Small is the config's own method. WeSaR starts from the same effective weights; its stored std is tuned with its rate.
-RATES = {"small": ("1e-3", "3e-3", "1e-2", "3e-2"), "wesar": ("1e-3", "3e-3", "1e-2", "3e-2")}
-SIGMAS = ("0.1", "0.025")
+RATES = {"small": ("2.5e-3", "5e-3", "1e-2", "2e-2"), "wesar": ("2.5e-3", "5e-3", "1e-2", "2e-2")}
+SIGMAS = ("0.1", "0.03")
 
 ROLLBACK = {
     "checkpoint.every": 25,
+    "checkpoint.keep_last": 4,
     "stability.on_spike": "rollback",
-    "stability.rollback_steps": 25,
+    "stability.rollback_steps": 50,
     "stability.skip_batches": 50,
     "stability.max_rollbacks": 10,
 }

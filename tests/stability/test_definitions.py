@@ -7,6 +7,8 @@ import pytest
 
 from jaxstab.optimize.clipping import zclip
 from jaxstab.stability.definitions import DEFINITIONS, nonfinite
+from jaxstab.stability.spikes import RULES, exceeds
+from tests.stability.test_spikes import expected
 
 
 def flags(name, values):
@@ -22,13 +24,10 @@ def noisy():
     return values
 
 
-@pytest.mark.parametrize(
-    ("name", "window", "far"), [("OLMo 2", 1000, lambda z: z >= 7), ("SkipStep", 128, lambda z: z > 6)]
-)
-def test_windows_of_the_past(noisy, name, window, far):
-    past = pd.Series(noisy).shift(1).rolling(window, min_periods=64)
-    expected = np.flatnonzero(far((noisy - past.mean()) / past.std(ddof=0)))
-    assert flags(name, noisy) == expected.tolist() and len(expected) > 1
+@pytest.mark.parametrize(("name", "rule"), [("OLMo 2", "olmo2"), ("SkipStep", "skip_step")])
+def test_rules_of_the_step(noisy, name, rule):
+    wanted = np.flatnonzero(exceeds(expected(noisy, RULES[rule].window), RULES[rule]))
+    assert flags(name, noisy) == wanted.tolist() and len(wanted) > 1
 
 
 def test_the_rolling_median(noisy):
