@@ -221,6 +221,7 @@ def run(arguments: argparse.Namespace) -> None:
 def measured(planted: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """One run and what the tool answers, with the loss around the step of the planting."""
     workdir = arguments.workdir / f"{planted['run']:02d}"
+    workdir.parent.mkdir(parents=True, exist_ok=True)
     evidence = _evidence(workdir)
     shutil.rmtree(workdir, ignore_errors=True)
     evidence.unlink(missing_ok=True)

@@ -74,9 +74,9 @@ def deviations(state: Windows, new_Q: Float[Array, " Q"], window: int) -> Float[
     return jnp.where((state.taken >= LEAST) & jnp.isfinite(new_Q), (new_Q - mean_Q) / deviation_Q, 0.0)
 
 
-def exceeds(z: Float[Array | np.ndarray, "*n"], rule: Rule) -> Bool[Array | np.ndarray, "*n"]:
-    """Whether a deviation is a spike by `rule`."""
-    return (jnp.abs(z) if rule.falls else z) > rule.threshold
+def exceeds(z: ArrayLike, rule: Rule) -> Bool[Array, "*n"]:
+    """Whether deviations `[*n]` are spikes by `rule`."""
+    return (jnp.abs(z) if rule.falls else jnp.asarray(z)) > rule.threshold
 
 
 def taken_in(state: Windows, new_Q: Float[Array, " Q"]) -> Windows:

@@ -263,11 +263,12 @@ def train_step(
     norm_effective = stability.global_norm(table, gradients)
     if config.optimizer.clip_on == "effective":
         clipped, clip = optimizer.clip.update(_at_most(hypers.max_norm, gradients, norm_effective), state.clip)
-        (seen_by_rule,), before = pullback(clipped), norm_effective
+        (seen_by_rule,) = pullback(clipped)
+        was_clipped = stability.global_norm(table, clipped) < 0.9999 * norm_effective
     else:
         clipped, clip = optimizer.clip.update(_at_most(hypers.max_norm, raw_gradients, norm), state.clip)
-        seen_by_rule, before = clipped, norm
-    was_clipped = optax.tree.norm(clipped) < 0.9999 * before
+        seen_by_rule = clipped
+        was_clipped = stability.global_norm(reparam.table, clipped) < 0.9999 * norm
     updates, rule = optimizer.update.update(seen_by_rule, state.optimizer, state.raw, hypers=hypers)
 
     loss, update_norm = sums.cross_entropy / sums.targets, stability.global_norm(reparam.table, updates)
@@ -277,7 +278,7 @@ def train_step(
     stored = optimizer.project(optax.apply_updates(state.raw, updates), seen)
     new = TrainState(state.step + 1, stored, reparam_state, clip, rule, guard)
     kept = jax.tree.map(functools.partial(jnp.where, verdict.taken), new, state._replace(guard=guard))
-    scalars = {
+    scalars: dict[str, Any] = {
         "train/loss": loss,
         "train/z_loss": config.train.z_loss * sums.z_loss / sums.targets,
         "train/log_z": sums.log_z / sums.targets,
