@@ -248,7 +248,7 @@ def measured(planted: dict[str, Any], arguments: argparse.Namespace) -> dict[str
     }
 
 
-def _effect(workdir: Path, planted: dict[str, Any]) -> dict[str, float]:
+def _effect(workdir: Path, planted: dict[str, Any]) -> dict[str, float | None]:
     """How much the loss rose: its mean over the five steps from the planting on, over the twenty before."""
     from jaxstab.logging import read_metrics
 
@@ -258,9 +258,9 @@ def _effect(workdir: Path, planted: dict[str, Any]) -> dict[str, float]:
     step = planted.get("step", 1)
     before = [loss[each] for each in range(step - 20, step) if each in loss]
     after = [loss[each] for each in range(step, step + 5) if each in loss]
-    rise = float(np.mean(after) - np.mean(before)) if before and after else float("nan")
+    rise = round(float(np.mean(after) - np.mean(before)), 4) if before and after else None
     last = [loss[each] for each in sorted(loss)[-20:]]
-    return {"loss_rise": round(rise, 4), "loss_at_end": round(float(np.mean(last)), 4)}
+    return {"loss_rise": rise, "loss_at_end": round(float(np.mean(last)), 4)}
 
 
 def child(arguments: argparse.Namespace) -> int:
