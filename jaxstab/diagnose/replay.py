@@ -43,7 +43,7 @@ def replay(workdir: str | Path, name: str, console: Console) -> Diagnosis:
       console: where it says what it does.
 
     Raises:
-      UserError: no such incident, no checkpoint for it any more, or the data isn't what it was.
+      UserError: no such incident, the run is at work, or the data isn't what it was.
     """
     workdir = Path(workdir)
     path, record = incidents.read(workdir, name)
@@ -53,18 +53,25 @@ def replay(workdir: str | Path, name: str, console: Console) -> Diagnosis:
         raise UserError(f"data.files={config.data.files} are not what the run in {workdir} was trained on")
     program = build(config, corpus.tokenizer.end)
     course = Course(program, corpus.train, Journal.of(record["journal"]))
-    start, end = record["checkpoint"], record["step"]
-    measured = points(start + 1, end)
-    console.print(
-        f"Replaying steps {start + 1} to {end} from {f'checkpoint {start}' if start else 'the initial state'}, with "
-        f"full measurements at {', '.join(map(str, measured))}. Compiling ...",
-        soft_wrap=True,
-    )
+    end = record["step"]
     with workdirs.alone(workdir), Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
+        start = _before(record, checkpoints)
+        measured = points(start + 1, end)
+        console.print(
+            f"Replaying steps {start + 1} to {end} from {f'checkpoint {start}' if start else 'the initial state'}, with "
+            f"full measurements at {', '.join(map(str, measured))}. Compiling ...",
+            soft_wrap=True,
+        )
         state = checkpoints.restore(start, program.abstract_state)[0] if start else program.init(config.train.seed)
     told = _taken_again(program, course, state, start, end, measured, console)
     console.print(_compared(told, read_metrics(path / METRICS)), soft_wrap=True)
     return diagnose(_written(path, told, start))
+
+
+def _before(record: dict[str, Any], checkpoints: Checkpoints) -> int:
+    """The pinned checkpoint; where a later roll-back has abandoned it, the newest one before it on the same branch."""
+    on_branch = (at for at, attempt in checkpoints.attempts().items() if attempt <= record["attempt"])
+    return max((at for at in on_branch if at <= record["checkpoint"]), default=0)
 
 
 def points(first: int, last: int) -> list[int]:
