@@ -57,9 +57,10 @@ def replay(workdir: str | Path, name: str, console: Console) -> Diagnosis:
     with workdirs.alone(workdir), Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
         start = _before(record, checkpoints)
         measured = points(start + 1, end)
+        origin = f"checkpoint {start}" if start else "the initial state"
         console.print(
-            f"Replaying steps {start + 1} to {end} from {f'checkpoint {start}' if start else 'the initial state'}, with "
-            f"full measurements at {', '.join(map(str, measured))}. Compiling ...",
+            f"Replaying steps {start + 1} to {end} from {origin}, with full measurements at "
+            f"{', '.join(map(str, measured))}. Compiling ...",
             soft_wrap=True,
         )
         state = checkpoints.restore(start, program.abstract_state)[0] if start else program.init(config.train.seed)

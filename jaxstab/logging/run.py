@@ -14,7 +14,7 @@ from jaxstab.config import ConfigError, UserError, option
 from jaxstab.logging.columns import MeasurementFiles
 from jaxstab.logging.console import RunConsole
 from jaxstab.logging.jsonl import MetricsFile
-from jaxstab.logging.tensorboard import TensorBoard, Thinner, by_layer
+from jaxstab.logging.tensorboard import TensorBoard, Thinner, by_layer, take_histograms
 
 METRICS = "metrics.jsonl"
 
@@ -85,7 +85,8 @@ class RunLogger:
         Args:
           step: updates done so far.
           scalars: by full name, `train/loss`.
-          arrays: vectors over layers, `[layers]`, by full name, `stability/update_ratio/down_proj`.
+          arrays: vectors over layers, `[layers]`, by full name, `stability/update_ratio/down_proj`; `x_histogram/role`
+            and `x_histogram_edges/role` are counts and where they are.
         """
         arrays = arrays or {}
         with self._surviving(METRICS):
@@ -97,6 +98,8 @@ class RunLogger:
             with self._surviving("TensorBoard events"):
                 due = self._thinner(step, {**scalars, **arrays})
                 vectors = {name: due.pop(name) for name in arrays if name in due}
+                for histogram in take_histograms(vectors):
+                    self._tensorboard.histogram(step, *histogram)
                 self._tensorboard.scalars(step, {**due, **dict(by_layer(vectors))})
         with self._surviving("progress"):
             self._console.train(step, scalars)

@@ -36,6 +36,13 @@ class TensorBoard:
             parts = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
             self._write(step, Summary(value=parts))
 
+    def histogram(self, step: int, name: str, counts: np.ndarray, edges: np.ndarray) -> None:
+        """Writes counts `[n]` between edges `[n + 1]`, ascending; raises OSError where that fails."""
+        middles, total = (edges[1:] + edges[:-1]) / 2, float(counts.sum())
+        moments = float(counts @ middles), float(counts @ np.square(middles))
+        span = float(edges[0]), float(edges[-1])
+        self._write(step, summary.histogram_raw(name, *span, total, *moments, edges[1:].tolist(), counts.tolist()))
+
     def text(self, step: int, name: str, text: str) -> None:
         """Writes a text, shown as it is, not as Markdown; raises OSError where that fails."""
         self._write(step, summary.text(name, "\n".join("    " + line for line in text.splitlines())))
@@ -102,3 +109,9 @@ def by_layer(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:
     for name, values in arrays.items():
         for layer, value in enumerate(values):
             yield f"{name}/{layer}", float(value)
+
+
+def take_histograms(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Takes `x_histogram/role` and `x_histogram_edges/role` out of `arrays`, as (name, counts, edges)."""
+    for name in [name for name in arrays if "_histogram/" in name]:
+        yield name, arrays.pop(name), arrays.pop(name.replace("_histogram/", "_histogram_edges/"))

@@ -120,6 +120,16 @@ def test_tensorboard_is_thinned_and_the_metrics_file_is_not(tmp_path):
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 12
 
 
+def test_histograms_are_shown_as_histograms(tmp_path):
+    counts, edges = np.array([1.0, 3.0], np.float32), np.array([0.0, 1.0, 2.0], np.float32)
+    with logger(tmp_path)[0] as run:
+        run.train(1, {"train/loss": 3.0}, {"s/tev_histogram/lm_head": counts, "s/tev_histogram_edges/lm_head": edges})
+    (shown,) = curves(tmp_path).Histograms("s/tev_histogram/lm_head")
+    assert shown.step == 1 and shown.histogram_value.bucket == [1, 3] and shown.histogram_value.bucket_limit == [1, 2]
+    assert shown.histogram_value.sum == 0.5 + 3 * 1.5 and shown.histogram_value.num == 4
+    assert curves(tmp_path).Tags()["scalars"] == ["train/loss"]
+
+
 def test_no_tensorboard_where_none_is_asked_for(tmp_path):
     with logger(tmp_path, every=0)[0] as run:
         train(run, [1])
