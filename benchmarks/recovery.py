@@ -59,6 +59,7 @@ RESPONSES: dict[str, dict[str, Any]] = {
     "rollback": ROLLBACK,
     "rollback, past batches before it too": ROLLBACK | {"stability.skip_before": 25},
     "rollback, half the rate": ROLLBACK | {"stability.rollback_learning_rate": 0.5, "stability.rollback_while": 200},
+    "qk_norm, as diagnose advises": {"model.qk_norm": True},
 }
 POISON = {"step": 300, "batches": 20, "kind": "one record"}
 POISONED: dict[str, dict[str, Any]] = {
