@@ -108,8 +108,8 @@ def _compared(told: dict[int, tuple[dict[str, Any], dict[str, Any]]], lines: lis
     step = other[0]
     return (
         f"Not bitwise as it was: from step {step} on the loss differs ({told[step][0]['train/loss']!r} here, "
-        f"{known[step]!r} there). Another jax, machine or XLA_FLAGS than the run's rounds otherwise; on a GPU both need "
-        "XLA_FLAGS=--xla_gpu_deterministic_ops=true."
+        f"{known[step]!r} there). Another jax, machine or XLA_FLAGS than the run's rounds otherwise; on a GPU both "
+        "need XLA_FLAGS=--xla_gpu_deterministic_ops=true."
     )
 
 
