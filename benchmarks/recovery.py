@@ -43,7 +43,7 @@ MINUTES = 3  # a cell, on one core
 
 # Small is the config's own method. WeSaR starts from the same effective weights; its stored std is tuned with its rate.
 RATES = {"small": ("2.5e-3", "5e-3", "1e-2", "2e-2"), "wesar": ("2.5e-3", "5e-3", "1e-2", "2e-2")}
-SIGMAS = ("0.1", "0.03")
+SIGMAS = ("0.1",)
 
 ROLLBACK = {
     "checkpoint.every": 25,
