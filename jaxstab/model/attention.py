@@ -68,7 +68,7 @@ def reference_attention(
 def attention_entropy(z_BHTS: Float[Array, "B H T S"]) -> Float[Array, " H"]:
     """-Σ_j p_j log p_j in nats, the mean over queries and sequences, of logits that are -inf where masked.
 
-    Source: Zhai et al. 2023, section 3; their code has log(p + 1e-6).
+    Source: Zhai et al. 2023 (arXiv:2303.06296); their code has log(p + 1e-6).
     """
     log_p_BHTS = jax.nn.log_softmax(z_BHTS, axis=-1)
     p_BHTS = jnp.exp(log_p_BHTS)
