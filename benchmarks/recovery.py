@@ -62,11 +62,14 @@ RESPONSES: dict[str, dict[str, Any]] = {
     "qk_norm, as diagnose advises": {"model.qk_norm": True},
 }
 POISON = {"step": 300, "batches": 20, "kind": "one record"}
+COSINE = {"optimizer.schedule.method": "cosine"}
 POISONED: dict[str, dict[str, Any]] = {
     "taken out": {},
     "log": {},
     "skip": {"stability.on_spike": "skip"},
     "rollback": ROLLBACK | {"stability.skip_batches": 30},
+    "taken out, cosine": COSINE,
+    "rollback, cosine": COSINE | ROLLBACK | {"stability.skip_batches": 30},
 }
 KEPT = ("step", "attempt", "train/loss", "train/grad_norm", "train/update_norm", "train/spike", "train/skipped")
 
@@ -158,7 +161,7 @@ def start(each: Cell, arguments: argparse.Namespace) -> None:
         return
     workdir = arguments.workdir / each.slug
     workdir.mkdir(parents=True, exist_ok=True)
-    if each.poison and each.name == "taken out":
+    if each.poison and each.name.startswith("taken out"):
         take_out(workdir, POISON["step"], POISON["batches"])
     command = [sys.executable, __file__, "child", *(["--poison"] if each.poison else []), "--"]
     command += [f"--config={CONFIG}", f"--workdir={workdir}", f"--config.train.seed={each.seed}"]

@@ -19,8 +19,8 @@ def spectral_norm(row: Row, weight: Float[Array, "*L I O"], iterations: int = 10
     """‖W‖₂ of a matrix, or of each layer of a stack, in float32: never above it, and below by at
     most log(d)/iterations of it on average.
 
-    Source: power iteration on WᵀW from a random vector (Golub and Van Loan, Matrix Computations); its error whatever the
-    spectrum, Kuczyński and Woźniakowski 1992. Where one value stands out it is far smaller.
+    Source: power iteration on WᵀW from a random vector (Golub and Van Loan, Matrix Computations); its error, whatever
+    the spectrum, Kuczyński and Woźniakowski 1992. Where one value stands out it is far smaller.
     """
 
     def norm(w_IO: Array) -> Array:
