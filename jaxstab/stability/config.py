@@ -54,7 +54,7 @@ class StabilityConfig:
         0.0, "Largest global gradient norm for a while after a roll-back, before the usual clipping; 0 sets none."
     )
     rollback_while: int = option(500, "Steps of that while, counted from the checkpoint.")
-    incidents: int = option(20, "Incidents whose evidence is kept, each with its checkpoint; later ones are counted.")
+    incidents: int = option(5, "Incidents whose evidence is kept, each with its checkpoint; later ones are counted.")
 
     def __post_init__(self) -> None:
         for key, least in (
