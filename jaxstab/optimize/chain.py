@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -90,12 +89,12 @@ class Hypers(NamedTuple):
     Attributes:
       learning_rate: its peak.
       weight_decay: decoupled.
-      max_norm: the global norm that gradients are brought down to before the run's own clipping.
+      max_norm: the global norm that gradients are brought down to before the run's own clipping; None for none.
     """
 
     learning_rate: ArrayLike
     weight_decay: ArrayLike
-    max_norm: ArrayLike = math.inf
+    max_norm: ArrayLike | None = None
 
 
 class Optimizer(NamedTuple):

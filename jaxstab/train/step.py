@@ -347,8 +347,10 @@ def measure(
     return _apart(measured)
 
 
-def _at_most(max_norm: ArrayLike, gradients: Any, norm: Float[Array, ""]) -> Any:
-    """Scales gradients of that norm down to `max_norm`, which is inf but for a while after a roll-back."""
+def _at_most(max_norm: ArrayLike | None, gradients: Any, norm: Float[Array, ""]) -> Any:
+    """Scales gradients of that norm down to `max_norm`, which in a run is inf but for a while after a roll-back."""
+    if max_norm is None:
+        return gradients
     factor = jnp.where(norm > max_norm, max_norm / norm, 1.0)
     return jax.tree.map(lambda gradient: factor * gradient, gradients)
 
