@@ -17,7 +17,7 @@ class StabilityConfig:
     measure: str = option(
         "light",
         "light: every matrix's norms, update ratios and gradients, and TEV, each step; full: also, now and then, what "
-        "needs passes of its own (docs/measurements.md); off: loss and global norms alone.",
+        "needs passes of its own (docs/stability.md); off: loss and global norms alone.",
         choices=("off", "light", "full"),
     )
     measure_every: int = option(500, "Steps between two full measurements.")
