@@ -187,6 +187,19 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def from_flat(cls: type, flat: Mapping[str, Any]) -> Any:
+    """Builds `cls` from what `flatten` makes of it, as it is saved with a run; raises ConfigError as
+    `from_config_dict` does."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        inner = nested
+        for part in sections:
+            inner = inner.setdefault(part, {})
+        inner[name] = value
+    return from_config_dict(cls, nested)
+
+
 def declared(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str, tuple[Any, ...] | None]]:
     """Yields (key, type, default, documentation, choices) of every declared key, for docs/configuration.md."""
     types = _types(cls)

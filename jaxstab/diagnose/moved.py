@@ -75,13 +75,12 @@ def flagged(run: Run) -> dict[str, np.ndarray]:
     return found
 
 
-def spikes(run: Run) -> list[Spike]:
-    """The spikes of a run by OLMo 2, SkipStep and the run's own rule, those of neighbouring steps joined.
+def spikes(run: Run, flags: dict[str, np.ndarray]) -> list[Spike]:
+    """The spikes of a run by OLMo 2, SkipStep and the run's own rule, neighbouring steps joined, given `flagged`.
 
     Of more than 12, the first, and those with most definitions.
     """
     steps, _ = run.one(LOSS)
-    flags = flagged(run)
     looked_into = {name: found for name, found in flags.items() if name.startswith((*SPIKES, "the run"))}
     any_of = np.isin(steps, np.concatenate([*looked_into.values(), np.zeros(0, np.int64)]))
     found = []

@@ -12,12 +12,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxstab import data
-from jaxstab.config import UserError, from_config_dict
+from jaxstab.config import UserError, from_flat
 from jaxstab.diagnose.report import Diagnosis, diagnose
-from jaxstab.diagnose.series import nested
-from jaxstab.logging import read_measurements, read_metrics
-from jaxstab.logging.columns import MeasurementFiles
-from jaxstab.logging.jsonl import MetricsFile
+from jaxstab.logging import read_metrics
 from jaxstab.logging.run import METRICS
 from jaxstab.train import incidents
 from jaxstab.train import workdir as workdirs
@@ -47,7 +44,7 @@ def replay(workdir: str | Path, name: str, console: Console) -> Diagnosis:
     """
     workdir = Path(workdir)
     path, record = incidents.read(workdir, name)
-    config = from_config_dict(Config, nested(record["config"]))
+    config = from_flat(Config, record["config"])
     corpus = data.prepare(config.data)
     if corpus.digest != record["identity"]["data_digest"]:
         raise UserError(f"data.files={config.data.files} are not what the run in {workdir} was trained on")
@@ -119,17 +116,6 @@ def _written(path: Path, told: dict[int, tuple[dict[str, Any], dict[str, Any]]],
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     shutil.copy(path / workdirs.CONFIG, directory)
-    metrics, columns = MetricsFile(directory / METRICS, -1), MeasurementFiles(directory, -1)
-    for line in read_metrics(path / METRICS):
-        if line["step"] <= start:
-            metrics.write(line["step"], {key: value for key, value in line.items() if key not in ("step", "attempt")})
-    for name, (steps, values) in read_measurements(path).items():
-        for step, vector in zip(steps, values, strict=True):
-            if step <= start:
-                columns.add(int(step), name, vector)
-    for step, (scalars, arrays) in told.items():
-        metrics.write(step, scalars)
-        for name, vector in arrays.items():
-            columns.add(step, name, vector)
-    columns.flush()
+    replayed = [(step, *measurements) for step, measurements in told.items()]
+    incidents.write_steps(directory, [*incidents.read_steps(path, -1, start), *replayed])
     return directory

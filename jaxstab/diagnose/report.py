@@ -49,15 +49,15 @@ class Diagnosis:
 def diagnosed(run: Run) -> Diagnosis:
     """The diagnosis of a run that was read."""
     steps, _ = run.one("train/loss")
-    causes, found = find_causes(run), conditions(run)
+    causes, found, flags = find_causes(run), conditions(run), flagged(run)
     judged = ("train/loss", "train/grad_norm", "train/update_norm")
     return Diagnosis(
         workdir=str(run.workdir),
         steps=(int(steps[0]), int(steps[-1])),
         causes=tuple(causes),
-        definitions={name: tuple(map(int, at)) for name, at in flagged(run).items()},
+        definitions={name: tuple(map(int, at)) for name, at in flags.items()},
         nonfinite={name: nonfinite(run.one(name)[1]) for name in judged if name in run.series},
-        spikes=tuple(spikes(run)),
+        spikes=tuple(spikes(run, flags)),
         conditions=tuple(found),
         advice=tuple(advice(run, causes, found)),
     )

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.lib.stride_tricks import sliding_window_view
 
-from jaxstab.config import UserError, from_config_dict
+from jaxstab.config import UserError, from_flat
 from jaxstab.logging import in_force, read_measurements, read_metrics
 from jaxstab.table import MATRICES, Row, rows
 from jaxstab.train.config import Config
@@ -67,7 +67,7 @@ class Run:
         if not self.saved:
             return {}
         try:
-            effective, methods, _ = reparameterized(from_config_dict(Config, nested(self.saved)))
+            effective, methods, _ = reparameterized(from_flat(Config, self.saved))
         except UserError:  # the config of another version
             return {}
         kept = [row for row in rows(effective) if row.is_matrix and not row.tied]
@@ -78,17 +78,6 @@ def _place(role: str) -> tuple[int, int]:
     if role.isdigit():
         return (0, int(role))
     return (1, MATRICES.index(role) if role in MATRICES else len(MATRICES))
-
-
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, name = key.split(".")
-        inner = nested
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[name] = value
-    return nested
 
 
 def read_run(workdir: str | Path) -> Run:

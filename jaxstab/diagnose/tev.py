@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxstab.config import UserError, from_config_dict
+from jaxstab.config import UserError, from_flat
 from jaxstab.diagnose.figures import canvas, svg_of
 from jaxstab.diagnose.page import document, table
-from jaxstab.diagnose.series import nested
 
 ROWS_AT_ONCE = 4096
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -186,7 +185,7 @@ def _of_checkpoint(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     path = path.absolute()
     try:
         record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "record")
-        config = from_config_dict(Config, nested(record["meta"]["config"]))
+        config = from_flat(Config, record["meta"]["config"])
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{path} has no record that can be read: {str(error).splitlines()[0][:200]}") from error
     whole, methods, _ = reparameterized(config)

@@ -4,7 +4,7 @@ from jaxstab.stability.bounds import attention_bound, mlp_bound
 from jaxstab.stability.config import StabilityConfig
 from jaxstab.stability.full import weight_statistics
 from jaxstab.stability.gradients import gradient_statistics
-from jaxstab.stability.guard import Guard, judge, start, told
+from jaxstab.stability.guard import DEVIATIONS, Guard, judge, start, told
 from jaxstab.stability.light import light
 from jaxstab.stability.norms import gates, global_norm, matrix_norm, matrix_rms, nonfinite_fraction, update_ratio
 from jaxstab.stability.spectra import jacobian_norm, spectral_norm, stable_rank
@@ -12,6 +12,7 @@ from jaxstab.stability.spikes import deviations_over
 from jaxstab.stability.tev import tev, tev_histogram, token_matrices, token_variability
 
 __all__ = [
+    "DEVIATIONS",
     "Guard",
     "StabilityConfig",
     "attention_bound",

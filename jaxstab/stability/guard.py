@@ -16,6 +16,7 @@ from jaxstab.stability import spikes
 from jaxstab.stability.config import StabilityConfig
 
 ASKS_HOST = ("rollback", "stop")
+DEVIATIONS = {"skip_step": "deviation", "olmo2": "deviation_1000"}  # by rule, the name of what it judges by
 
 
 class Guard(NamedTuple):
@@ -89,8 +90,7 @@ def judge(
 def told(guard: Guard, seen_Q: Float[Array, " Q"]) -> dict[str, Array]:
     """What the detectors say of a step, given the guard before it: deviations in both windows, and spike scores."""
     found = {
-        "deviation": spikes.deviations(guard.windows, seen_Q, spikes.RULES["skip_step"].window),
-        "deviation_1000": spikes.deviations(guard.windows, seen_Q, spikes.RULES["olmo2"].window),
-        "spike_score": spikes.scores(guard.windows),
+        name: spikes.deviations(guard.windows, seen_Q, spikes.RULES[rule].window) for rule, name in DEVIATIONS.items()
     }
+    found["spike_score"] = spikes.scores(guard.windows)
     return {f"stability/{name}/{q}": z[i] for name, z in found.items() for i, q in enumerate(spikes.QUANTITIES)}

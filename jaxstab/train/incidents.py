@@ -14,7 +14,7 @@ import collections
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,8 @@ class Incidents:
         self._directory = workdir / DIRECTORY
         self._limit, self._attempt = limit, attempt
         self._steps: collections.deque[Remembered] = collections.deque(maxlen=HISTORY)
-        first = last_step - HISTORY
         if last_step and (workdir / METRICS).exists():
-            arrays = _by_step(read_measurements(workdir, after=first))
-            for line in in_force(read_metrics(workdir / METRICS)):
-                if first < line["step"] <= last_step and "train/loss" in line:
-                    scalars = {name: value for name, value in line.items() if name not in ("step", "attempt")}
-                    self._steps.append((line["step"], scalars, arrays.get(line["step"], {})))
+            self._steps.extend(read_steps(workdir, last_step - HISTORY, last_step))
 
     def remember(self, step: int, scalars: dict[str, float], arrays: dict[str, Any]) -> None:
         """Takes the measurements of a step."""
@@ -84,13 +79,8 @@ class Incidents:
         aside.mkdir(parents=True)
         np.save(aside / "batch.npy", batch)
         (aside / "batch.txt").write_text(_as_text(batch, record["records"], tokenizer))
-        metrics, columns = MetricsFile(aside / METRICS, -1, self._attempt), MeasurementFiles(aside, -1)
-        for at, values, arrays in self._steps:
-            metrics.write(at, values)
-            for name, vector in arrays.items():
-                columns.add(at, name, vector)
-        columns.flush()
-        (aside / "summary.md").write_text(_summary(record, list(self._steps), self._directory.parent))
+        write_steps(aside, self._steps, self._attempt)
+        (aside / "summary.md").write_text(_summary(record, list(self._steps), path))
         (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n")
         (aside / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
         shutil.rmtree(path, ignore_errors=True)
@@ -125,6 +115,30 @@ def read(workdir: Path, step: str) -> tuple[Path, dict[str, Any]]:
     return path, json.loads((path / RECORD).read_text()) | json.loads((path / CONFIG).read_text())
 
 
+def read_steps(directory: Path, after: int, last: int) -> list[Remembered]:
+    """The training steps in force after one and up to another, of a workdir or what is read like one."""
+    arrays = _by_step(read_measurements(directory, after=after))
+    return [
+        (
+            line["step"],
+            {name: value for name, value in line.items() if name not in ("step", "attempt")},
+            arrays.get(line["step"], {}),
+        )
+        for line in in_force(read_metrics(directory / METRICS))
+        if after < line["step"] <= last and "train/loss" in line
+    ]
+
+
+def write_steps(directory: Path, steps: Iterable[Remembered], attempt: int = 0) -> None:
+    """Writes steps into a directory that has none yet, to be read like a workdir."""
+    metrics, columns = MetricsFile(directory / METRICS, -1, attempt), MeasurementFiles(directory, -1)
+    for step, scalars, arrays in steps:
+        metrics.write(step, scalars)
+        for name, vector in arrays.items():
+            columns.add(step, name, vector)
+    columns.flush()
+
+
 def _by_step(measured: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[int, dict[str, np.ndarray]]:
     turned: dict[int, dict[str, np.ndarray]] = {}
     for name, (steps, values) in measured.items():
@@ -143,9 +157,8 @@ def _as_text(batch: np.ndarray, records: list[int], tokenizer: Tokenizer) -> str
     return "\n".join(parts) + "\n"
 
 
-def _summary(record: dict[str, Any], steps: list[Remembered], workdir: Path) -> str:
+def _summary(record: dict[str, Any], steps: list[Remembered], path: Path) -> str:
     """One page: what was seen and done, and what is farthest from where it was before."""
-    name = f"{record['step']}-{record['attempt']}" if record["attempt"] else record["step"]
     moved = "\n".join(
         f"| {what} | {before:.4g} | {now:.4g} | {z:+.0f} |" for z, what, before, now in farthest(steps)[:MOVERS]
     )
@@ -157,7 +170,7 @@ def _summary(record: dict[str, Any], steps: list[Remembered], workdir: Path) -> 
         f"{len(steps) - 1} steps, in multiples of its median deviation from it (x1.48):\n\n"
         f"| measurement | median | at step {record['step']} | distance |\n|---|---|---|---|\n{moved}\n\n"
         "What moved first, and every measurement at that step:\n\n"
-        f"    python main.py diagnose --workdir={workdir} --replay={name}\n"
+        f"    python main.py diagnose --workdir={path.parent.parent} --replay={path.name}\n"
     )
 
 

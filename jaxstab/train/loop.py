@@ -20,7 +20,7 @@ from jaxstab import data
 from jaxstab.config import ConfigError, UserError, flatten
 from jaxstab.evaluate import evaluate, generate
 from jaxstab.logging import RunLogger
-from jaxstab.stability import StabilityConfig
+from jaxstab.stability import DEVIATIONS, StabilityConfig
 from jaxstab.table import count
 from jaxstab.train import incidents
 from jaxstab.train import journal as journals
@@ -145,8 +145,7 @@ def seen(scalars: dict[str, float], options: StabilityConfig) -> str:
     """What was seen of a step that is a spike, or not finite."""
     if not scalars["train/finite"]:
         return "the loss, a gradient or the update was not finite"
-    window = "deviation" if options.rule == "skip_step" else "deviation_1000"
-    far = {name: scalars[f"stability/{window}/{name}"] for name in options.watch}
+    far = {name: scalars[f"stability/{DEVIATIONS[options.rule]}/{name}"] for name in options.watch}
     name = max(far, key=lambda name: abs(far[name]))
     return f"{name} {scalars[f'train/{name}']:.4g} was {far[name]:.1f} standard deviations from its mean"
 
@@ -227,16 +226,17 @@ class Run:
 
     def _respond(self, step: int, scalars: dict[str, float], state: TrainState) -> None:
         """Leaves an incident, and does what a halted device, which has kept the state before that step, waits for."""
-        options = self.config.stability
+        halted, options = bool(scalars["train/halted"]), self.config.stability
+        if not halted and self.incidents.goes_on:
+            return
         response = options.on_spike if scalars["train/finite"] else options.on_nonfinite
         if response == "skip" and not scalars["train/skipped"]:
             response = "taken as a new level"
-        halted, reason = bool(scalars["train/halted"]), seen(scalars, options)
+        reason = seen(scalars, options)
         self.checkpoints.wait()  # what is gone back to, and replayed from, has to be on the disk
         to = max((at for at in self.checkpoints.steps() if at <= step - options.rollback_steps), default=0)
         rolls_back = halted and response == "rollback" and self.journal.attempt < options.max_rollbacks
-        if halted or not self.incidents.goes_on:
-            self._leave_incident(step, "rollback" if rolls_back else "stop" if halted else response, reason, to)
+        self._leave_incident(step, "rollback" if rolls_back else "stop" if halted else response, reason, to)
         if rolls_back:
             self._roll_back(step, to, reason)
         if halted:

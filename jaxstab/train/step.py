@@ -131,7 +131,8 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     shardings = _state_shardings(abstract, reparam.table, optimizer, mesh)
     whole, rows = scale.replicated(mesh), scale.batch_sharding(mesh)
     losses = functools.partial(loss_sums, model, end, config)
-    step = functools.partial(train_step, config, table, reparam, optimizer, losses, scale.shardings(table, mesh))
+    weight_shardings = scale.shardings(table, mesh)
+    step = functools.partial(train_step, config, table, reparam, optimizer, losses, weight_shardings)
     on_mesh = functools.partial(_on_mesh, mesh)
     return Program(
         config=config,
@@ -151,7 +152,7 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
             donate_argnums=0,
         ),
         measure=jax.jit(
-            on_mesh(functools.partial(measure, config, end, table, reparam, model, losses)),
+            on_mesh(functools.partial(measure, config, end, table, reparam, model, losses, weight_shardings)),
             in_shardings=(shardings, rows),
             out_shardings=whole,
         ),
@@ -200,6 +201,19 @@ def _state_shardings(abstract: TrainState, raw_table: Table, optimizer: Optimize
     )
 
 
+def _segments(config: Config, end: int | None, tokens_BT: Int[Array, "B T"]) -> Int[Array, "B T"] | None:
+    """Document numbers, where attention stays inside documents."""
+    if not config.model.mask_documents:
+        return None
+    assert end is not None, "masking documents needs the tokenizer's end-of-document id"
+    return segment_ids(tokens_BT, end)
+
+
+def _micro_batches(tokens_BS: Int[Array, "B T+1"], count: int) -> Int[Array, "A B/A T+1"]:
+    """Micro-batch a takes the rows a, a + A, ...: those of every device, so that none is moved."""
+    return tokens_BS.reshape(-1, count, tokens_BS.shape[-1]).swapaxes(0, 1)
+
+
 def loss_sums(
     model: Transformer,
     end: int | None,
@@ -213,10 +227,7 @@ def loss_sums(
     Rows that aren't `valid_B` are padding and don't count.
     """
     inputs_BT, targets_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
-    segments_BT = None
-    if config.model.mask_documents:
-        assert end is not None, "masking documents needs the tokenizer's end-of-document id"
-        segments_BT = segment_ids(inputs_BT, end)
+    segments_BT = _segments(config, end, inputs_BT)
     mask_BT = jnp.broadcast_to(True if valid_B is None else valid_B[:, None], targets_BT.shape)
     hidden_BTD, sown = model.apply(
         {"params": weights}, inputs_BT, segments_BT, method="hidden", mutable=["intermediates"]
@@ -293,7 +304,7 @@ def train_step(
         "train/halted": guard.halted,
     }
     scalars |= stability.told(state.guard, seen_Q)
-    scalars = {name: value.astype(jnp.float32) for name, value in scalars.items()}
+    scalars = {name: value.astype(jnp.promote_types(value.dtype, jnp.float32)) for name, value in scalars.items()}
     if config.stability.measure == "off":
         return kept, (scalars, {})
     measured = stability.light(
@@ -325,25 +336,23 @@ def measure(
     reparam: Reparameterization,
     model: Transformer,
     losses: Callable[..., Any],
+    weight_shardings: Any,
     state: TrainState,
     tokens_BS: Int[Array, "B T+1"],
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The full measurements. The last two arguments are traced; the rest is the run's."""
     weights = reparam.merge(state.raw, state.reparam)
     probed_BT = tokens_BS[:PROBE_ROWS, :-1]
-    segments_BT = None
-    if config.model.mask_documents:
-        assert end is not None, "masking documents needs the tokenizer's end-of-document id"
-        segments_BT = segment_ids(probed_BT, end)
-    measured = stability.weight_statistics(table, weights) | probe(model, weights, probed_BT, segments_BT)
+    measured = stability.weight_statistics(table, weights)
+    measured |= probe(model, weights, probed_BT, _segments(config, end, probed_BT))
     parts = next((parts for parts in range(min(MOST_PARTS, len(tokens_BS)), 1, -1) if len(tokens_BS) % parts == 0), 1)
     if parts > 1:
 
         def gradient(tokens: Array) -> Any:
-            return accumulated_gradients(losses, weights, tokens, 1, None)[0]
+            return accumulated_gradients(losses, weights, tokens, 1, weight_shardings)[0]
 
-        tokens_ABS = tokens_BS.reshape(-1, parts, tokens_BS.shape[-1]).swapaxes(0, 1)
-        measured |= stability.gradient_statistics(table, gradient, tokens_ABS, len(tokens_BS) // parts)
+        micro_batches = _micro_batches(tokens_BS, parts)
+        measured |= stability.gradient_statistics(table, gradient, micro_batches, len(tokens_BS) // parts)
     return _apart(measured)
 
 
@@ -369,8 +378,6 @@ def accumulated_gradients(
     one = jax.grad(losses, has_aux=True)
 
     def pinned(gradients: Any) -> Any:
-        if weight_shardings is None:
-            return gradients
         return jax.tree.map(jax.lax.with_sharding_constraint, gradients, weight_shardings)
 
     def micro(total: Any, tokens: Array) -> tuple[Any, None]:
@@ -381,8 +388,7 @@ def accumulated_gradients(
     if accumulation == 1:
         gradients, (sums, seen) = one(weights, tokens_BS)
     else:
-        # Micro-batch a takes the rows a, a + A, ...: those of every device, so that none is moved.
-        tokens_ABS = tokens_BS.reshape(-1, accumulation, tokens_BS.shape[-1]).swapaxes(0, 1)
+        tokens_ABS = _micro_batches(tokens_BS, accumulation)
         gradients, (sums, seen) = jax.eval_shape(one, weights, tokens_ABS[0])
         zero = jax.tree.map(jnp.zeros_like, (gradients, sums))
         lowest = jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), seen)
