@@ -60,14 +60,12 @@ ECHO = 60  # steps after a change of weights in which a jump of the loss is its 
 def find_causes(run: Run) -> list[Cause]:
     """Causes that the evidence bears out, what it bears out best first; [Cause("none")] where there is none.
 
-    A change of weights explains what follows it. A learning rate that is far too high makes spikes that look like
-    data's; one that is a little too high doesn't.
+    A change of weights explains what follows it. So does a learning rate that is too high, whose spikes look like
+    data's.
     """
-    fast = too_fast(run)
-    violent = growth(run)[0] > VIOLENT
-    weights = [*changed_at_start(run), *changed_weights(run, sure=violent)]
+    weights = [*changed_at_start(run), *changed_weights(run, sure=growth(run)[0] > VIOLENT)]
     odd = [each for each in odd_batches(run) if not any(0 <= each.step - before.step <= ECHO for before in weights)]
-    found = [*weights, *(fast + odd if violent else odd + fast), *grown_logits(run), *not_finite(run)]
+    found = [*weights, *too_fast(run), *odd, *grown_logits(run), *not_finite(run)]
     return found or [Cause("none", evidence=("no measurement left what is usual in a way that a cause is known for",))]
 
 
@@ -75,7 +73,8 @@ def find_causes(run: Run) -> list[Cause]:
 
 WINDOW = 32
 BEYOND = 1.05  # of ‖ΔW‖: rounding
-LEAST_CHANGE = 2e-3  # of ‖W‖, below which no change is looked at
+WITHIN = 0.5  # of ‖ΔW‖, which is mostly across W: below it no change is looked at
+LEAST_CHANGE = 2e-3  # of ‖W‖, nor below that
 UNUSUAL = 15.0  # robust standard deviations
 
 
@@ -148,7 +147,7 @@ def _jumps_of(role: str, norms: Series, ratios: Series, run: Run) -> Iterable[Ju
         change = np.where(follows[:, None], np.log(after / before), np.nan)
         moved = np.abs(after - before) / before
         beyond = follows[:, None] & (moved > BEYOND * ratio + LEAST_CHANGE)
-        candidate = follows[:, None] & (moved > 0.1 * ratio + LEAST_CHANGE)
+        candidate = follows[:, None] & (moved > WITHIN * ratio + LEAST_CHANGE)
     if run.saved.get("optimizer.projection.method") == "qk_clip" and role in ("q_proj", "k_proj"):
         beyond &= change > 0  # the projection shrinks them
         candidate &= change > 0
@@ -319,7 +318,7 @@ def grown_logits(run: Run) -> list[Cause]:
 # -- a learning rate that is too high
 
 SPAN = 50
-TOO_FAST = math.sqrt(2)
+TOO_FAST = math.sqrt(1.5)
 VIOLENT = 3.0
 
 
@@ -349,10 +348,11 @@ def _log_norms(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def too_fast(run: Run) -> list[Cause]:
-    """Whether the updates of 50 steps outweigh what was in most matrices before: median ‖W̄‖ times √2 or more.
+    """Whether the updates of 50 steps are of the size of what was in most matrices before: median ‖W̄‖ times √1.5.
 
-    Updates that add up like independent ones make ‖W‖² grow by the sum of ‖ΔW‖²: at √2, by as much as was there.
-    Where the norms say nothing of the kind, a loss that rises for good does.
+    Updates that add up like independent ones make ‖W‖² grow by the sum of ‖ΔW‖²: at √1.5, by half of what was there.
+    Small models grow by 1.05 to 1.12 at rates that they train well with, and by 1.3 where they began to spike. Where
+    the norms say nothing of the kind, a loss that rises for good does.
     """
     factor, first, last = growth(run)
     if not factor >= TOO_FAST:
@@ -361,8 +361,8 @@ def too_fast(run: Run) -> list[Cause]:
     typical = np.median(size, axis=1)
     onset = int(steps[typical - typical[0] > 0.5 * math.log(TOO_FAST)][0])
     sentence = (
-        f"between steps {first} and {last} the median matrix grew to {factor:.3g} times its norm: its updates outweigh "
-        "what was there"
+        f"between steps {first} and {last} the median matrix grew to {factor:.3g} times its norm: its updates add up "
+        f"to {math.sqrt(factor**2 - 1):.2g} times what was there"
     )
     return [Cause("learning_rate", step=onset, evidence=(sentence, *_rate(run, onset)))]
 
@@ -394,14 +394,17 @@ def _loss_rises(run: Run) -> list[Cause]:
 
 # -- data
 
-LEAST_JUMP = 0.5  # nats
+LEAST_JUMP = 0.5  # nats, of a stretch
+LEAST_OF_ONE = 1.0  # nats, of a single batch: healthy text has batches that jump by more than half a nat
 FAR = 6.0  # robust standard deviations
+LEAST_KNOWN = 32  # losses, before which none is usual: the first fall is steep and rarely smooth
 
 
 def odd_batches(run: Run) -> list[Cause]:
     """Stretches whose loss is far from that of the batches before, from one step to the next.
 
-    It comes back after (by 70% within 60 steps), unless the run ends before; a single step also takes another gradient.
+    It comes back after (by 70% within 60 steps), unless the run ends before; a single step takes a larger jump, and
+    another gradient.
     """
     steps, loss = run.one("train/loss")
     _, norm = run.one("train/grad_norm")
@@ -418,7 +421,7 @@ def odd_batches(run: Run) -> list[Cause]:
         norm_z = (log_norm[at] - usual_norm) / max(spread_norm, 0.1)
         after = loss[end + 1 : end + 61]
         recovers = len(after) == 0 or np.nanmin(np.abs(after - center[at])) < max(0.25, 0.3 * abs(jump))
-        if not recovers or (last == first and abs(norm_z) < 3):
+        if not recovers or (last == first and (abs(norm_z) < 3 or abs(jump) < LEAST_OF_ONE)):
             continue
         deviation = f"{jump / spread[at]:+.0f} SD"
         sentences = [
@@ -439,7 +442,7 @@ def _apart(loss: Float[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray, np.nd
     flags, centers, spreads = np.zeros(len(loss), bool), np.full(len(loss), np.nan), np.full(len(loss), np.nan)
     in_a_row = 0
     for i, value in enumerate(loss):
-        if len(kept) >= 8:
+        if len(kept) >= LEAST_KNOWN:
             centers[i] = np.median(kept[-12:])
             # From one value to the next, so that the fall of the loss itself is no spread.
             spreads[i] = max(TO_SD * float(np.median(np.abs(np.diff(kept[-48:])))) / math.sqrt(2), 0.05)

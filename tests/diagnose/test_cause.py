@@ -140,6 +140,31 @@ def test_noise_of_single_batches_is_no_cause(fake):
     assert cause_of(fake(plant)).cause == "none"
 
 
+def test_one_batch_of_rare_text_is_no_cause(fake):
+    def plant(run):
+        run.loss[100] += 0.8
+        run.grad[100] *= 4
+
+    assert cause_of(fake(plant)).cause == "none"
+
+
+def test_the_first_fall_is_no_odd_batch(fake):
+    def plant(run):
+        run.loss[18:22] -= 2.5
+        run.grad[18:22] *= 4
+
+    assert cause_of(fake(plant)).cause == "none"
+
+
+def test_a_rate_that_is_too_high_explains_the_spikes_after(fake):
+    def plant(run):
+        run.loss[120:126] += 3
+        run.grad[120:126] *= 4
+
+    found = find_causes(read_run(fake(plant, rate=0.2)))
+    assert [each.cause for each in found] == ["learning_rate", "data"]
+
+
 def test_entries_that_are_not_finite_name_their_matrix(fake):
     def plant(run):
         run.nonfinite["k_proj"][70, 2] = 0.1
