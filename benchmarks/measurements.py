@@ -4,11 +4,12 @@ Times whole steps, with fetching, writing and TensorBoard, with `stability.measu
 once more as the control: what that differs from `off` by is noise. A turn is one step, so that a machine's drift falls
 on all alike, and each round takes every variant in another order. The vectors over layers are written as those of a
 model of 40 layers. On an idle machine; prints the ratios of each round, of seconds and of the process's CPU seconds,
-which what else runs on a machine disturbs less. What a few percent of a step are is hard to see so; `alone` is what the
-measurements take by themselves, as a program that shares nothing with the step, against the median step without them.
+which what else runs on a machine disturbs less. A few percent of a step are hard to see so: `by itself` is what the
+measurements take beyond the norms that every step takes, in a program without the step, and what the host takes longer.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
@@ -31,6 +32,7 @@ from jaxstab.model.config import ModelConfig
 from jaxstab.reparam import ReparamConfig
 from jaxstab.train.config import Config
 from jaxstab.train.course import hypers
+from jaxstab.train.packed import pack, unpack
 from jaxstab.train.step import Program, TrainState, build
 
 LAYERS = 40  # as which the vectors are written
@@ -72,45 +74,53 @@ class Runner:
         for _ in range(2):
             self.take()
 
-    def take(self) -> tuple[float, float]:
-        """Seconds of a step and of what is done with its metrics, by the clock and of all processors."""
+    def take(self) -> tuple[float, float, float]:
+        """Seconds of a step with its metrics written, by the clock and of all processors; and those of the writing."""
         self.step += 1
         start = time.perf_counter(), time.process_time()
         self.state, metrics = self.program.step(self.state, self.tokens, self.hypers)
-        scalars, arrays = jax.device_get(metrics)
-        arrays = {name: np.resize(values, LAYERS) for name, values in arrays.items()}
-        self.logger.train(self.step, {name: float(value) for name, value in scalars.items()}, arrays)
-        jax.block_until_ready(self.state)
-        return time.perf_counter() - start[0], time.process_time() - start[1]
+        packed = jax.block_until_ready(pack(*metrics))
+        stepped = time.perf_counter()
+        scalars, arrays = unpack(packed)
+        self.logger.train(self.step, scalars, {name: np.resize(values, LAYERS) for name, values in arrays.items()})
+        end = time.perf_counter()
+        return end - start[0], time.process_time() - start[1], end - stepped
 
 
-def alone(program: Program, state: TrainState, times: int = 10) -> float:
-    """Seconds of the light measurements as a program of their own: more than in a step, which has some of the norms."""
+def by_itself(program: Program, state: TrainState, rounds: int = 15) -> float:
+    """Seconds that the light measurements take beyond the norms that every step takes, without the step around them."""
+    table, stored_table = program.table, program.reparam.table
 
-    @jax.jit
-    def measured(raw: Any, reparam_state: Any, raw_gradients: Any, gradients: Any, seen_by_rule: Any, updates: Any):
-        weights, stored = program.reparam.merge(raw, reparam_state), optax.apply_updates(raw, updates)
-        return stability.light(
-            program.table,
-            program.reparam.table,
+    @functools.partial(jax.jit, static_argnums=0)
+    def norms(light: bool, raw: Any, raw_gradients: Any, gradients: Any, clipped: Any, updates: Any, weights: Any):
+        stored_trees = (raw_gradients, clipped, updates)
+        found = [stability.global_norm(stored_table, tree) for tree in stored_trees]
+        found.append(stability.global_norm(table, gradients))
+        if not light:
+            return found
+        new_weights = program.reparam.merge(optax.apply_updates(raw, updates), state.reparam)
+        return found, stability.light(
+            table,
+            stored_table,
             raw=raw,
             weights=weights,
             raw_gradients=raw_gradients,
             gradients=gradients,
-            seen_by_rule=seen_by_rule,
+            seen_by_rule=clipped,
             updates=updates,
-            new_weights=program.reparam.merge(stored, reparam_state),
+            new_weights=new_weights,
             eps=program.config.optimizer.eps,
         )
 
-    weights = program.merge(state)
-    given = state.raw, state.reparam, state.raw, weights, state.raw, state.raw
-    seconds = []
-    for _ in range(times + 1):
+    def seconds(light: bool) -> float:
         start = time.perf_counter()
-        jax.block_until_ready(measured(*given))
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+        jax.block_until_ready(norms(light, *given))
+        return time.perf_counter() - start
+
+    weights = program.merge(state)
+    given = state.raw, state.raw, weights, state.raw, state.raw, weights  # how long it takes is no matter of values
+    taken = [seconds(True) - seconds(False) for _ in range(rounds + 1)]
+    return statistics.median(taken[1:])
 
 
 def main() -> None:
@@ -120,10 +130,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         runners = {name: Runner(shape, measure, Path(directory) / name) for name, measure in VARIANTS.items()}
         taken = [{name: runners[name].take() for name in next(orders)} for _ in range(rounds)]
-        seconds_alone = alone(runners["light"].program, runners["light"].state)
-    off = [round(statistics.median(each["off"][clock] for each in taken), 4) for clock in (0, 1)]
-    found = {"shape": shape, "rounds": rounds, "a step, off": dict(zip(CLOCKS, off, strict=True))}
-    found["alone"] = {"seconds": round(seconds_alone, 4), "over a step": round(seconds_alone / off[0], 4)}
+        seconds = by_itself(runners["light"].program, runners["light"].state)
+    median = {name: [statistics.median(each[name][i] for each in taken) for i in range(3)] for name in VARIANTS}
+    off, written = median["off"], median["light"][2] - median["off"][2]
+    found = {"shape": shape, "rounds": rounds, "a step, off": {what: round(off[i], 4) for i, what in enumerate(CLOCKS)}}
+    found["by itself"] = {"seconds": round(seconds, 4), "fetched and written": round(written, 4)}
+    found["by itself, over a step"] = round((seconds + written) / off[0], 4)
     for clock, what in enumerate(CLOCKS):
         ratios = {name: [each[name][clock] / each["off"][clock] for each in taken] for name in ("light", "control")}
         found[f"{what} over off"] = {name: summary(values) for name, values in ratios.items()}

@@ -83,6 +83,13 @@ def _option_of(parameter: inspect.Parameter, method: Callable[..., Any]) -> tupl
     return parameter.name, kind, option(parameter.default, doc, choices=choices[0] if choices else None)
 
 
+def at_least(prefix: str, config: Any, **least: float) -> None:
+    """Raises a ConfigError for the first of these keys whose value is below its least."""
+    for key, lowest in least.items():
+        if getattr(config, key) < lowest:
+            raise ConfigError(f"{prefix}.{key}={getattr(config, key)} is too small: it takes at least {lowest}")
+
+
 def build_method(config: MethodConfig, methods: Mapping[str, Callable[..., Any]]) -> Any:
     """Calls the method that a `method_section` has chosen with its options."""
     return _build(config.method, config, methods)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,7 +83,7 @@ def svg_of(figure: Any) -> str:
     figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    salt = f"f{abs(hash(text)) % 10**8}"
+    salt = f"f{zlib.crc32(text.encode())}"
     text = re.sub(r'\bid="', f'id="{salt}', text)
     text = re.sub(r'(url\(|href=")#', rf"\1#{salt}", text)
     return re.sub(

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.progress import Progress
 
@@ -22,6 +21,7 @@ from jaxstab.train.checkpoint import Checkpoints
 from jaxstab.train.config import Config
 from jaxstab.train.course import Course
 from jaxstab.train.journal import Journal
+from jaxstab.train.packed import pack, unpack
 from jaxstab.train.step import Program, TrainState, build
 
 DIRECTORY = "replay"
@@ -88,10 +88,9 @@ def _taken_again(
         for step, tokens in enumerate(course.ahead(start + 1, end), start + 1):
             if step == 1:
                 state = program.prepare(state, tokens)
-            more = program.measure(state, tokens) if step in measured else ({}, {})
+            more = program.measure(state, tokens) if step in measured else ()
             state, metrics = program.step(state, tokens, course.hypers(step))
-            (scalars, arrays), (more_scalars, more_arrays) = jax.device_get((metrics, more))
-            told[step] = {name: float(value) for name, value in (scalars | more_scalars).items()}, arrays | more_arrays
+            told[step] = unpack(pack(*metrics, *more))
             progress.advance(task)
     return told
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -90,19 +91,16 @@ def read_run(workdir: str | Path) -> Run:
     lines = [line for line in in_force(read_metrics(workdir / "metrics.jsonl")) if "train/loss" in line]
     if not lines:
         raise UserError(f"{workdir}/metrics.jsonl has no training step yet")
-    last = {line["step"]: line for line in lines}  # after a roll-back, the steps of its branch
     found: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for step in sorted(last):
-        for name, value in last[step].items():
+    for line in lines:
+        for name, value in line.items():
             if name not in ("step", "attempt"):
-                found[name].append((step, value))
+                found[name].append((line["step"], value))
     series = {name: _scalar_series(pairs) for name, pairs in found.items()}
     for name, (steps, values) in read_measurements(workdir).items():
-        newest = np.append(steps[1:] != steps[:-1], True)
-        series[name] = Series(steps[newest], values[newest].astype(np.float64))
-    attempts = [last[step]["attempt"] for step in sorted(last)]
-    changed = zip(sorted(last)[1:], attempts, attempts[1:], strict=False)
-    return Run(workdir, series, frozenset(step for step, a, b in changed if a != b), _saved(workdir))
+        series[name] = Series(steps, values.astype(np.float64))
+    seams = (after["step"] for before, after in itertools.pairwise(lines) if before["attempt"] != after["attempt"])
+    return Run(workdir, series, frozenset(seams), _saved(workdir))
 
 
 def _scalar_series(pairs: list[tuple[int, float]]) -> Series:

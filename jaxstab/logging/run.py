@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from jaxstab.config import ConfigError, UserError, option
+from jaxstab.config import UserError, at_least, option
 from jaxstab.logging.columns import MeasurementFiles
 from jaxstab.logging.console import RunConsole
 from jaxstab.logging.jsonl import MetricsFile
@@ -27,9 +27,7 @@ class LogConfig:
     console_seconds: float = option(10.0, "Least seconds between two lines of progress where there is no terminal.")
 
     def __post_init__(self) -> None:
-        for key in ("tensorboard_every", "console_seconds"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"log.{key}={getattr(self, key)} is too small: it takes at least 0")
+        at_least("log", self, tensorboard_every=0, console_seconds=0)
 
 
 class RunLogger:

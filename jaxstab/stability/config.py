@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxstab.config import ConfigError, option
+from jaxstab.config import ConfigError, at_least, option
 from jaxstab.stability.spikes import QUANTITIES, RULES
 
 RESPONSES = ("log", "skip", "rollback", "stop")
@@ -57,19 +57,8 @@ class StabilityConfig:
     incidents: int = option(5, "Incidents whose evidence is kept, each with its checkpoint; later ones are counted.")
 
     def __post_init__(self) -> None:
-        for key, least in (
-            ("measure_every", 1),
-            ("max_skips", 1),
-            ("rollback_steps", 1),
-            ("skip_batches", 1),
-            ("skip_before", 0),
-            ("max_rollbacks", 0),
-            ("rollback_max_norm", 0),
-            ("rollback_while", 0),
-            ("incidents", 0),
-        ):
-            if getattr(self, key) < least:
-                raise ConfigError(f"stability.{key}={getattr(self, key)} is too small: it takes at least {least}")
+        at_least("stability", self, measure_every=1, max_skips=1, rollback_steps=1, skip_batches=1)
+        at_least("stability", self, skip_before=0, max_rollbacks=0, rollback_max_norm=0, rollback_while=0, incidents=0)
         if self.rollback_learning_rate <= 0:
             raise ConfigError(f"stability.rollback_learning_rate={self.rollback_learning_rate} must be positive")
         strange = [name for name in self.watch if name not in QUANTITIES]

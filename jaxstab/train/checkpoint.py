@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
-from jaxstab.config import ConfigError, UserError, option
+from jaxstab.config import UserError, at_least, option
 
 PACKAGES = ("jaxstab", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -39,9 +39,7 @@ class CheckpointConfig:
     keep_every: int = option(0, "Checkpoints of steps divisible by this are kept for good; 0 keeps none.")
 
     def __post_init__(self) -> None:
-        for key, least in (("every", 0), ("keep_last", 1), ("keep_every", 0)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"checkpoint.{key}={getattr(self, key)} is too small: it takes at least {least}")
+        at_least("checkpoint", self, every=0, keep_last=1, keep_every=0)
 
 
 class Checkpoints:

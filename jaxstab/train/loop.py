@@ -28,6 +28,7 @@ from jaxstab.train import workdir as workdirs
 from jaxstab.train.checkpoint import Checkpoints
 from jaxstab.train.config import Config
 from jaxstab.train.course import Course, stages
+from jaxstab.train.packed import Packed, pack, unpack
 from jaxstab.train.signals import Stopped, StopRequest
 from jaxstab.train.step import Program, TrainState, build
 
@@ -184,16 +185,17 @@ class Run:
 
     def advance(self, state: TrainState, start: int, request: StopRequest) -> TrainState:
         """Takes the steps from `start` to the end."""
-        pending: tuple[int, Any] | None = None
+        pending: tuple[int, Packed] | None = None
         self._clock = time.monotonic()
         for step, tokens in enumerate(self.course.ahead(start + 1, self.total), start + 1):
             if step == 1:
                 state = self.program.prepare(state, tokens)
-            measured = self.program.measure(state, tokens) if self._measurement_due(step) else ({}, {})
-            state, metrics = self.program.step(state, tokens, self.course.hypers(step))
+            measured = self.program.measure(state, tokens) if self._measurement_due(step) else ()
+            state, told = self.program.step(state, tokens, self.course.hypers(step))
+            packed = pack(*told, *measured)
             if pending:
                 self._report(*pending, state)
-            pending = step, (metrics, measured)
+            pending = step, packed
             if not (self._evaluation_due(step) or self.checkpoints.due(step) or step == self.total or request.number):
                 continue
             self._report(*pending, state)
@@ -208,17 +210,15 @@ class Run:
             self._clock = time.monotonic()
         return state
 
-    def _report(self, step: int, metrics: Any, state: TrainState) -> None:
-        """Fetches and logs a step's metrics, in one transfer."""
-        (scalars, arrays), (more_scalars, more_arrays) = jax.device_get(metrics)
-        scalars, arrays = scalars | more_scalars, arrays | more_arrays
+    def _report(self, step: int, packed: Packed, state: TrainState) -> None:
+        """Fetches and logs a step's metrics."""
+        scalars, arrays = unpack(packed)
         tokens = self.config.train.batch_size * self.course.length(step)
         now = time.monotonic()
-        scalars["train/tokens"] = self.course.tokens_up_to(step)
-        scalars["train/perplexity"] = np.exp(np.minimum(scalars["train/loss"], 700))
+        scalars["train/tokens"] = float(self.course.tokens_up_to(step))
+        scalars["train/perplexity"] = float(np.exp(np.minimum(scalars["train/loss"], 700)))
         scalars["train/tokens_per_second"] = tokens / (now - self._clock)
         self._clock = now
-        scalars = {name: float(value) for name, value in scalars.items()}
         self.logger.train(step, scalars, arrays)
         self.incidents.remember(step, scalars, arrays)
         if incidents.is_one(scalars):
