@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import random
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 
 import main
 from jaxstab.logging import read_measurements, read_metrics
-from jaxstab.train import step
 
 TINY = Path(__file__).with_name("tiny.py")
 WORDS = ["loss", "weight", "spike", "norm", "layer", "token", "step"]
@@ -76,25 +74,6 @@ class TinyRuns:
         for name, (steps, values) in measured.items():
             assert steps.tolist() == list(range(1, step + 1)), name
             assert values.tobytes() == expected[name][1].tobytes(), name
-
-
-@pytest.fixture(scope="session", autouse=True)
-def built_once():
-    """Runs of one config share its program: tracing and compiling it is most of a short run's time."""
-    programs, build = {}, step.build
-
-    def once(config, end=None):
-        # Tests replace functions of the step, which are traced into the program.
-        replaced = step.loss_sums, step.accumulated_gradients, step.train_step
-        key = repr(config), end, replaced
-        if key not in programs:
-            programs[key] = build(config, end)
-        return programs[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        for user in ("jaxstab.train.loop", "jaxstab.diagnose.replay"):
-            patch.setattr(importlib.import_module(user), "build", once)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Faults for tests: a batch that carries a mark of one kind is hurt in that way, wherever it is trained on."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -17,13 +15,6 @@ def install(patch, first_mark):
       patch: (object, name, value), as `setattr`.
       first_mark: the lowest of four tokens that occur nowhere else.
     """
-    for name, function in faulty(first_mark).items():
-        patch(step_module, name, function)
-
-
-@functools.cache
-def faulty(first_mark):
-    """The step's functions with faults in them, by name; the same ones each time, so that programs can be kept."""
     loss_sums, gradients, step = step_module.loss_sums, step_module.accumulated_gradients, step_module.train_step
 
     def marked(tokens, kind):
@@ -48,4 +39,6 @@ def faulty(first_mark):
         head = jax.tree.map(lambda x: factor * x, state.raw["lm_head"])  # its gate, too, where it has one
         return step(*rest, state._replace(raw=state.raw | {"lm_head": head}), tokens, hypers)
 
-    return {"loss_sums": with_loss, "accumulated_gradients": with_gradient, "train_step": with_weights}
+    patch(step_module, "loss_sums", with_loss)
+    patch(step_module, "accumulated_gradients", with_gradient)
+    patch(step_module, "train_step", with_weights)
