@@ -63,9 +63,11 @@ def find_causes(run: Run) -> list[Cause]:
     A change of weights explains what follows it. So does a learning rate that is too high, whose spikes look like
     data's.
     """
-    weights = [*changed_at_start(run), *changed_weights(run, sure=growth(run)[0] > VIOLENT)]
-    odd = [each for each in odd_batches(run) if not any(0 <= each.step - before.step <= ECHO for before in weights)]
-    found = [*weights, *too_fast(run), *odd, *grown_logits(run), *not_finite(run)]
+    grown, odd = growth(run), odd_batches(run)
+    fast = too_fast(run, grown) if grown[0] >= TOO_FAST else [] if odd else loss_rises(run)
+    weights = [*changed_at_start(run), *changed_weights(run, sure=grown[0] > VIOLENT)]
+    odd = [each for each in odd if not any(0 <= each.step - before.step <= ECHO for before in weights)]
+    found = [*weights, *fast, *odd, *grown_logits(run), *not_finite(run)]
     return found or [Cause("none", evidence=("no measurement left what is usual in a way that a cause is known for",))]
 
 
@@ -347,16 +349,13 @@ def _log_norms(run: Run) -> tuple[np.ndarray, np.ndarray]:
         return steps, np.log(np.concatenate(columns, axis=1))
 
 
-def too_fast(run: Run) -> list[Cause]:
-    """Whether the updates of 50 steps are of the size of what was in most matrices before: median ‖W̄‖ times √1.5.
+def too_fast(run: Run, grown: tuple[float, int, int]) -> list[Cause]:
+    """Updates of 50 steps that are of the size of what was in most matrices before: median ‖W̄‖ times √1.5 or more.
 
     Updates that add up like independent ones make ‖W‖² grow by the sum of ‖ΔW‖²: at √1.5, by half of what was there.
-    Small models grow by 1.05 to 1.12 at rates that they train well with, and by 1.3 where they began to spike. Where
-    the norms say nothing of the kind, a loss that rises for good does.
+    Small models grow by 1.05 to 1.12 at rates that they train well with, and by 1.3 where they began to spike.
     """
-    factor, first, last = growth(run)
-    if not factor >= TOO_FAST:
-        return _loss_rises(run)
+    factor, first, last = grown
     steps, size = _log_norms(run)
     typical = np.median(size, axis=1)
     onset = int(steps[typical - typical[0] > 0.5 * math.log(TOO_FAST)][0])
@@ -373,12 +372,13 @@ def _rate(run: Run, step: int) -> list[str]:
     return [f"the learning rate is {rates[at]:.3g} then, {np.nanmax(rates):.3g} at its peak"] if at < len(steps) else []
 
 
-def _loss_rises(run: Run) -> list[Cause]:
-    """A loss that rises for good, without a step at which it jumped: over its least by 0.5 nats in the last fifth."""
+def loss_rises(run: Run) -> list[Cause]:
+    """A loss that rises for good: over its least by 0.5 nats in the last fifth. For runs whose norms say nothing of a
+    rate that is too high, and whose loss jumped at no step."""
     steps, loss = run.one("train/loss")
     keep = np.isfinite(loss)
     steps, loss = steps[keep], loss[keep]
-    if len(loss) < 60 or odd_batches(run):
+    if len(loss) < 60:
         return []
     smooth = np.array([np.median(loss[max(0, i - 10) : i + 11]) for i in range(len(loss))])
     end = float(np.median(loss[-len(loss) // 5 :]))
