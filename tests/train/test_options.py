@@ -1,14 +1,18 @@
-"""Options together, and one by one: every allowed pair takes a finite step, and no key is ignored.
+"""Options together, and one by one: every allowed pair trains as it always did, and no key is ignored.
 
 That a key does what it says is for the tests of its room; here a key that nothing reads fails.
 """
 
 import itertools
+import json
+import os
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxstab.config import ConfigError, declared
@@ -18,10 +22,23 @@ from jaxstab.optimize import Hypers
 from jaxstab.reparam import METHODS
 from jaxstab.table import rows
 from jaxstab.train.config import NOT_TRAINING, Config, default_config, resolve
+from jaxstab.train.document import REGISTRIES
 from jaxstab.train.step import build
 
-TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 31, (4, 9)), jnp.int32)
-HYPERS = Hypers(jnp.float32(1e-2), jnp.float32(0.1))
+STEPS = 20
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 31, (STEPS, 4, 9)), jnp.int32)
+HYPERS = Hypers(jnp.float32(3e-3), jnp.float32(0.1))
+GOLDEN_FILE = Path(__file__).with_name("golden.json")
+UPDATES_GOLDEN = bool(os.environ.get("UPDATE_GOLDEN"))
+HOW_TO_UPDATE = """{what}
+Where nobody meant to change a method, a default, the model or the step, that is a mistake to be found. Where somebody
+did, or added a method, or where a new JAX rounds or draws otherwise, say so in the commit and write the file again:
+
+    UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/train/test_options.py -k golden
+
+It keeps the combinations that are there, and adds some for methods and pairs that none of them has. To write one
+anew, delete it first.
+"""
 
 ATTENTION = {
     "plain": {},
@@ -30,11 +47,20 @@ ATTENTION = {
     "softcap": {"model.attention_softcap": 5.0},
     "masked": {"model.mask_documents": True},
 }
+# Any two values of two of these are together in a golden run.
 DIMENSIONS = {
     "reparam.method": list(METHODS),
     "model.norm_placement.method": list(PLACEMENTS),
     "model.embedding.method": list(EMBEDDINGS),
     "attention": list(ATTENTION),
+}
+# Every method of these is in a golden run.
+OTHERS = {key: list(methods) for key, (_, methods) in REGISTRIES.items() if key not in DIMENSIONS}
+# With these, the methods have something to do in few steps.
+AT_WORK = {
+    "optimizer.clip.zclip.warmup": 4,
+    "optimizer.clip.adagc.warmup": 4,
+    "optimizer.projection.qk_clip.threshold": 0.05,
 }
 
 
@@ -54,46 +80,110 @@ def config_of(changes):
     return resolve(values)
 
 
-def covering(dimensions):
-    """Few combinations in which every pair of values of two dimensions occurs, found greedily."""
-    names = list(dimensions)
-    pairs = {
-        frozenset([(a, x), (b, y)])
-        for a, b in itertools.combinations(names, 2)
-        for x in dimensions[a]
-        for y in dimensions[b]
-    }
-    everything = [dict(zip(names, values, strict=True)) for values in itertools.product(*dimensions.values())]
-
-    def gain(combination):
-        return sum(frozenset(pair) in pairs for pair in itertools.combinations(combination.items(), 2))
-
-    while pairs:
-        best = max(everything, key=gain)
-        pairs -= {frozenset(pair) for pair in itertools.combinations(best.items(), 2)}
-        yield best
+def changes_of(combination):
+    """The config keys of a combination, in which `attention` stands for several."""
+    changes = {key: value for key, value in combination.items() if key != "attention"}
+    return AT_WORK | ATTENTION[combination["attention"]] | changes
 
 
-@pytest.mark.parametrize(
-    "combination", list(covering(DIMENSIONS)), ids=lambda combination: "-".join(combination.values())
-)
-def test_every_pair_takes_finite_steps_and_merges_to_the_model_s_weights(combination):
-    changes = {**combination, **ATTENTION[combination["attention"]]}
-    del changes["attention"]
-    program = build(config_of(changes), end=3)
+def pairs_of(combination):
+    """Its pairs of values along DIMENSIONS."""
+    return {frozenset(pair) for pair in itertools.combinations([(key, combination[key]) for key in DIMENSIONS], 2)}
+
+
+def covering(combinations):
+    """The combinations, and few more, so that every pair along DIMENSIONS and every method of OTHERS is there.
+
+    Pairs are found greedily. Each new combination takes those methods that the fewest have so far, as far as the
+    config allows them together.
+    """
+    combinations = list(combinations)
+    everything = [dict(zip(DIMENSIONS, values, strict=True)) for values in itertools.product(*DIMENSIONS.values())]
+    pairs = set().union(*map(pairs_of, everything)) - set().union(*map(pairs_of, combinations))
+
+    def uses(key, method):
+        return sum(each[key] == method for each in combinations)
+
+    while pairs or missing_methods(combinations):
+        new = dict(max(everything, key=lambda each: len(pairs_of(each) & pairs)))
+        for key, methods in OTHERS.items():
+            for method in sorted(methods, key=lambda method: uses(key, method)):
+                if is_allowed(new | {key: method}):
+                    new[key] = method
+                    break
+        combinations.append(new)
+        pairs -= pairs_of(new)
+    return combinations
+
+
+def missing_methods(combinations):
+    return [
+        f"{key}={method}"
+        for key, methods in OTHERS.items()
+        for method in methods
+        if not any(each[key] == method for each in combinations)
+    ]
+
+
+def is_allowed(combination):
+    try:
+        program = build(config_of(changes_of(combination)), end=3)
+        jax.eval_shape(program.step, program.abstract, TOKENS[0], HYPERS)
+    except ConfigError:
+        return False
+    return True
+
+
+GOLDEN = {tuple(run["combination"].items()): run for run in json.loads(GOLDEN_FILE.read_text())}
+COMBINATIONS = covering(map(dict, GOLDEN)) if UPDATES_GOLDEN else list(map(dict, GOLDEN))
+
+
+def test_golden_runs_have_every_method_and_every_pair():
+    wanted = set().union(
+        *(pairs_of(dict(zip(DIMENSIONS, v, strict=True))) for v in itertools.product(*DIMENSIONS.values()))
+    )
+    pairs = wanted - set().union(*map(pairs_of, COMBINATIONS))
+    if pairs or missing_methods(COMBINATIONS):
+        lacks = [*missing_methods(COMBINATIONS), *(" with ".join(f"{k}={v}" for k, v in pair) for pair in pairs)]
+        pytest.fail(HOW_TO_UPDATE.format(what=f"golden.json has no run with {', '.join(lacks)}."))
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=lambda combination: "-".join(combination.values()))
+def test_golden_run(combination):
+    """A run of 20 steps has the losses and norms that it always had, and merges to the model's weights."""
+    program = build(config_of(changes_of(combination)), end=3)
     state = program.init(0)
-    for _ in range(2):
-        state, (scalars, _) = program.step(state, TOKENS, HYPERS)
+    losses = []
+    for tokens in TOKENS:
+        state, (scalars, _) = program.step(state, tokens, HYPERS)
+        losses.append(float(scalars["train/loss"]))
     assert scalars["train/finite"] == 1
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.raw))
     merged = jax.eval_shape(program.merge, state)
     assert jax.tree.map(lambda leaf: leaf.shape, merged) == jax.tree.map(lambda row: row.shape, program.table)
+    norms = {name: float(scalars[f"train/{name}"]) for name in ("grad_norm", "grad_norm_effective", "update_norm")}
+    norms |= {
+        "stored_norm": float(optax.tree.norm(state.raw)),
+        "effective_norm": float(optax.tree.norm(program.merge(state))),
+    }
+    run = {"combination": combination, "losses": losses, "norms": norms}
+    if UPDATES_GOLDEN:
+        GOLDEN.setdefault(tuple(combination.items()), run)
+        lines = ",\n".join(json.dumps(each) for each in GOLDEN.values())
+        GOLDEN_FILE.write_text(f"[\n{lines}\n]\n")
+        return
+    golden = GOLDEN[tuple(combination.items())]
+    for name, values in {"losses": losses, **norms}.items():
+        expected = golden["losses"] if name == "losses" else golden["norms"][name]
+        if not np.allclose(values, expected, rtol=1e-5, atol=0):
+            what = f"The {name} of the golden run {combination} were {expected} and are {values}."
+            pytest.fail(HOW_TO_UPDATE.format(what=what))
 
 
 def signature(changes):
     """What is stored, and the programs that start and train it, constants included: an ignored key leaves no trace."""
     program = build(config_of(changes), end=3)
-    programs = [jax.make_jaxpr(program.init)(0), jax.make_jaxpr(program.step)(program.abstract, TOKENS, HYPERS)]
+    programs = [jax.make_jaxpr(program.init)(0), jax.make_jaxpr(program.step)(program.abstract, TOKENS[0], HYPERS)]
     table = rows(program.table) + rows(program.reparam.table)
     hypers = program.config.optimizer.learning_rate, program.config.optimizer.weight_decay, program.config.train.seed
     return table, re.sub(r"0x[0-9a-f]+", "", "".join(map(str, programs))), hypers
