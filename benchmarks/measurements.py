@@ -33,7 +33,8 @@ from jaxstab.reparam import ReparamConfig
 from jaxstab.train.config import Config
 from jaxstab.train.course import hypers
 from jaxstab.train.packed import pack, unpack
-from jaxstab.train.step import Program, TrainState, build
+from jaxstab.train.program import Program, build
+from jaxstab.train.state import TrainState
 
 LAYERS = 40  # as which the vectors are written
 VARIANTS = {"off": "off", "light": "light", "control": "off"}
@@ -89,7 +90,7 @@ class Runner:
 
 def by_itself(program: Program, state: TrainState, rounds: int = 15) -> float:
     """Seconds that the light measurements take beyond the norms that every step takes, without the step around them."""
-    table, stored_table = program.table, program.reparam.table
+    table, stored_table = program.setup.table, program.setup.reparam.table
 
     @functools.partial(jax.jit, static_argnums=0)
     def norms(light: bool, raw: Any, raw_gradients: Any, gradients: Any, clipped: Any, updates: Any, weights: Any):
@@ -98,7 +99,7 @@ def by_itself(program: Program, state: TrainState, rounds: int = 15) -> float:
         found.append(stability.global_norm(table, gradients))
         if not light:
             return found
-        new_weights = program.reparam.merge(optax.apply_updates(raw, updates), state.reparam)
+        new_weights = program.setup.reparam.merge(optax.apply_updates(raw, updates), state.reparam)
         return found, stability.light(
             table,
             stored_table,
@@ -106,10 +107,10 @@ def by_itself(program: Program, state: TrainState, rounds: int = 15) -> float:
             weights=weights,
             raw_gradients=raw_gradients,
             gradients=gradients,
-            seen_by_rule=clipped,
+            clipped_raw_gradients=clipped,
             updates=updates,
             new_weights=new_weights,
-            eps=program.config.optimizer.eps,
+            eps=program.setup.config.optimizer.eps,
         )
 
     def seconds(light: bool) -> float:

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 
@@ -24,8 +24,36 @@ EMBEDDINGS = ("embed_tokens", "embed_positions")
 MATRICES = (*READERS, *BRANCH_OUTPUTS, *EMBEDDINGS)
 VECTORS = ("norm", "bias", "gate")
 
-Table = Any  # a pytree of Row
 Std = float | tuple[float, ...]
+
+
+class Effective:
+    """Marks what belongs to the weights that the model uses."""
+
+
+class Stored:
+    """Marks what belongs to the parameters that are stored and trained."""
+
+
+Side = TypeVar("Side")  # Effective or Stored
+
+
+class Table(dict[str, Any], Generic[Side]):
+    """A tree of rows, `Table[Effective]` or `Table[Stored]`, for type checkers alone: any pytree will do at run time.
+
+    A function of a `Table[Side]` and a `Tree[Side]` takes two of one side: the table of the effective weights with
+    their gradients, say, but not with those of the stored parameters.
+    """
+
+
+class Tree(dict[str, Any], Generic[Side]):
+    """A tree of arrays in the structure of a `Table` of its side; for type checkers alone, as that is."""
+
+
+Weights = Tree[Effective]
+Gradients = Tree[Effective]
+Raw = Tree[Stored]
+RawGradients = Tree[Stored]
 
 
 def divided(std: Std | None, by: float) -> Std | None:

@@ -15,7 +15,8 @@ from jaxstab.config import ConfigError, to_config_dict
 from jaxstab.table import count
 from jaxstab.train.config import resolve
 from jaxstab.train.describe import COLUMNS, describe, show, total
-from jaxstab.train.step import build, effective_table
+from jaxstab.train.program import build
+from jaxstab.train.setup import effective_table
 
 spec = importlib.util.spec_from_file_location("wesar", Path(__file__).parents[1] / "configs" / "wesar.py")
 wesar = importlib.util.module_from_spec(spec)
@@ -126,9 +127,9 @@ def test_every_model_of_the_paper_builds_with_its_settings(size, method, setting
     before = len(jax.live_arrays())
     program = build(config)
     assert len(jax.live_arrays()) == before
-    stored = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.abstract.raw))
-    assert stored == count(program.reparam.table) == weights + (6 * layers + 2) * method.startswith("wesar")
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(program.abstract.raw)} == {"float32"}
+    stored = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(program.abstract_state.raw))
+    assert stored == count(program.setup.reparam.table) == weights + (6 * layers + 2) * method.startswith("wesar")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(program.abstract_state.raw)} == {"float32"}
 
     model, train, optimizer = config.model, config.train, config.optimizer
     tokens, rate, warmup = SETTINGS[setting]

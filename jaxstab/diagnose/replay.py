@@ -22,7 +22,8 @@ from jaxstab.train.config import Config
 from jaxstab.train.course import Course
 from jaxstab.train.journal import Journal
 from jaxstab.train.packed import pack, unpack
-from jaxstab.train.step import Program, TrainState, build
+from jaxstab.train.program import Program, build
+from jaxstab.train.state import TrainState
 
 DIRECTORY = "replay"
 

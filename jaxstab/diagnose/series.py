@@ -17,7 +17,7 @@ from jaxstab.config import UserError, from_flat
 from jaxstab.logging import in_force, read_measurements, read_metrics
 from jaxstab.table import MATRICES, Row, rows
 from jaxstab.train.config import Config
-from jaxstab.train.step import reparameterized
+from jaxstab.train.setup import reparameterized
 from jaxstab.train.workdir import CONFIG
 
 TO_SD = 1.4826  # a normal distribution's standard deviation, in median absolute deviations

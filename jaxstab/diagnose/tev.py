@@ -180,7 +180,7 @@ def _of_checkpoint(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
     from jaxstab.reparam import reparameterize
     from jaxstab.train.config import Config
-    from jaxstab.train.step import reparameterized
+    from jaxstab.train.setup import reparameterized
 
     path = path.absolute()
     try:
@@ -189,7 +189,7 @@ def _of_checkpoint(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{path} has no record that can be read: {str(error).splitlines()[0][:200]}") from error
     whole, methods, _ = reparameterized(config)
-    part = {name: whole[name] for name in ("embed_tokens", "lm_head")}
+    part: Any = {name: whole[name] for name in ("embed_tokens", "lm_head")}
     reparam = reparameterize(part, *methods)
     weights = jax.tree.map(lambda row: jax.ShapeDtypeStruct(row.shape, "float32"), part)
     raw, state = jax.eval_shape(reparam.init, weights, jax.random.key(0))

@@ -19,7 +19,7 @@ def light(
     weights: Any,
     raw_gradients: Any,
     gradients: Any,
-    seen_by_rule: Any,
+    clipped_raw_gradients: Any,
     updates: Any,
     new_weights: Any | None,
     eps: float,
@@ -39,7 +39,7 @@ def light(
       table, stored_table: rows of the effective weights and of what is stored.
       raw, weights: stored parameters and effective weights before the update.
       raw_gradients, gradients: by `raw` and by `weights`, before clipping.
-      seen_by_rule: the gradient by `raw`, after clipping.
+      clipped_raw_gradients: the gradient by `raw`, after clipping.
       updates: what is added to `raw`.
       new_weights: effective weights after the update; None where they are the stored ones up to constants, so that the
         effective ratios are the stored ones.
@@ -65,7 +65,7 @@ def light(
     }
     if eps:
         measured["grad_rms_over_eps"] = by_role(
-            lambda row, g: matrix_rms(row, g) / (eps * row.eps), stored_table, seen_by_rule
+            lambda row, g: matrix_rms(row, g) / (eps * row.eps), stored_table, clipped_raw_gradients
         )
     of_tokens = {role: tev(matrix) for role, matrix in token_matrices(table, weights).items()}
     measured["tev_mean"] = {role: mean for role, (mean, _) in of_tokens.items()}

@@ -15,7 +15,7 @@ from jaxstab.optimize import Hypers
 from jaxstab.train import lengths
 from jaxstab.train.config import Config
 from jaxstab.train.journal import Journal
-from jaxstab.train.step import Program
+from jaxstab.train.program import Program
 
 
 class Course:
@@ -24,9 +24,9 @@ class Course:
     def __init__(self, program: Program, split: data.PackedSplit, journal: Journal):
         """The course of a program over a split, with what the journal leaves out and eases."""
         self._program, self._journal = program, journal
-        self._size = program.config.train.batch_size
-        self._batches = data.Batches(split, program.config.data.seed)
-        self._stages = stages(program.config)
+        self._size = program.setup.config.train.batch_size
+        self._batches = data.Batches(split, program.setup.config.data.seed)
+        self._stages = stages(program.setup.config)
         self._eased = functools.cache(functools.partial(hypers, program))
 
     def records(self, step: int) -> list[int]:
@@ -52,7 +52,7 @@ class Course:
 
     def ahead(self, first: int, last: int) -> Iterator[jax.Array]:
         """The batches of steps `first` to `last`, on the devices ahead of time."""
-        sharding = scale.batch_sharding(self._program.mesh)
+        sharding = scale.batch_sharding(self._program.setup.mesh)
         return data.read_ahead(lambda step: jax.device_put(self.tokens(step), sharding), range(first, last + 1))
 
     def hypers(self, step: int) -> Hypers:
@@ -67,6 +67,6 @@ def stages(config: Config) -> tuple[lengths.Stage, ...]:
 
 def hypers(program: Program, factor: float = 1.0, max_norm: float = 0.0) -> Hypers:
     """A program's hyper-parameters, with a factor on the rate and a limit on the gradient's norm (0 for none)."""
-    options = program.config.optimizer
+    options = program.setup.config.optimizer
     values = factor * options.learning_rate, options.weight_decay, max_norm or math.inf
-    return jax.device_put(Hypers(*map(jnp.float32, values)), scale.replicated(program.mesh))
+    return jax.device_put(Hypers(*map(jnp.float32, values)), scale.replicated(program.setup.mesh))

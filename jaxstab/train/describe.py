@@ -8,7 +8,7 @@ from jaxstab import scale
 from jaxstab.reparam import Method
 from jaxstab.table import Row, Std, Table, count, rows
 from jaxstab.train.config import Config
-from jaxstab.train.step import reparameterized
+from jaxstab.train.setup import reparameterized
 
 COLUMNS = ("path", "role", "shape", "stored std", "gate", "effective std", "decay", "sharding")
 

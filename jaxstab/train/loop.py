@@ -29,8 +29,9 @@ from jaxstab.train.checkpoint import Checkpoints
 from jaxstab.train.config import Config
 from jaxstab.train.course import Course, stages
 from jaxstab.train.packed import Packed, pack, unpack
+from jaxstab.train.program import Program, build
 from jaxstab.train.signals import Stopped, StopRequest
-from jaxstab.train.step import Program, TrainState, build
+from jaxstab.train.state import TrainState
 
 
 def train(config: Config, workdir: Path, console: Console | None = None) -> None:
@@ -72,7 +73,7 @@ def _attempt(
 ) -> bool:
     """Goes on from the newest checkpoint that the journal hasn't abandoned; whether the journal now asks for another
     attempt. A roll-back is a line in the journal and a new attempt, so that one killed midway goes on like any run."""
-    say, config = functools.partial(console.print, soft_wrap=True, markup=False), program.config
+    say, config = functools.partial(console.print, soft_wrap=True, markup=False), program.setup.config
     total = config.train.steps + config.train.extend
     journal = journals.read(workdir)
     checkpoints.abandon(journal.abandons)
@@ -128,15 +129,15 @@ def _prompt(config: Config, tokenizer: data.Tokenizer) -> np.ndarray:
 
 def _plan(program: Program, corpus: data.Prepared, workdir: Path, start: int, total: int) -> str:
     """What the run is going to do."""
-    train, model = program.config.train, program.config.model
-    tokens = train.batch_size * program.config.data.length
-    cut = "".join(f", {after.length} after {after.first}" for after in stages(program.config)[1:])
+    train, model = program.setup.config.train, program.setup.config.model
+    tokens = train.batch_size * program.setup.config.data.length
+    cut = "".join(f", {after.length} after {after.first}" for after in stages(program.setup.config)[1:])
     cut = f" (records cut to {train.warmup_lengths[0]}{cut} steps)" if cut else ""
-    devices = program.mesh.size
+    devices = program.setup.mesh.size
     return (
-        f"{'Continuing' if start else 'Training'} in {workdir}: {count(program.reparam.table):,} parameters "
-        f"({model.layers} blocks of width {model.width}, {program.config.reparam.method} over "
-        f"{program.config.init.method}), steps {start} to {total} of {tokens:,} tokens{cut} "
+        f"{'Continuing' if start else 'Training'} in {workdir}: {count(program.setup.reparam.table):,} parameters "
+        f"({model.layers} blocks of width {model.width}, {program.setup.config.reparam.method} over "
+        f"{program.setup.config.init.method}), steps {start} to {total} of {tokens:,} tokens{cut} "
         f"({total * tokens / max(1, corpus.train.tokens):.2g} epochs of {corpus.train.tokens:,} tokens), "
         f"on {devices} {jax.devices()[0].platform} device{'s' * (devices > 1)}. Compiling ..."
     )
@@ -179,7 +180,7 @@ class Run:
     incidents: incidents.Incidents
 
     def __post_init__(self) -> None:
-        self.config = self.program.config
+        self.config = self.program.setup.config
         self.total = self.config.train.steps + self.config.train.extend
         self.course = Course(self.program, self.corpus.train, self.journal)
 
@@ -314,7 +315,7 @@ class Run:
         prompt = _prompt(self.config, tokenizer)
         length = min(options.sample_length, self.config.model.max_length - len(prompt))
         key = jax.random.fold_in(jax.random.key(self.config.train.seed), step)
-        tokens = generate(self.program.model, weights, prompt, key, length, options.temperature)
+        tokens = generate(self.program.setup.model, weights, prompt, key, length, options.temperature)
         return tokenizer.decode(np.asarray(tokens)[1:].tolist())
 
     def _save(self, step: int, state: TrainState, force: bool) -> None:

@@ -18,7 +18,8 @@ from jaxstab.logging import LogConfig, RunLogger
 from jaxstab.table import Row, rows
 from jaxstab.train.checkpoint import CheckpointConfig, Checkpoints
 from jaxstab.train.config import Config, default_config
-from jaxstab.train.step import build, reparameterized
+from jaxstab.train.program import build
+from jaxstab.train.setup import reparameterized
 
 LAYERS, HEADS, VOCABULARY, WIDTH = 5, 4, 64, 32
 STEPS, WARMUP, EVERY = 160, 10, 25

@@ -15,7 +15,8 @@ from jaxstab.model.embeddings import EmbeddingConfig
 from jaxstab.model.loss import LossSums
 from jaxstab.model.transformer import Transformer, read_table
 from jaxstab.train.config import Config
-from jaxstab.train.step import loss_sums
+from jaxstab.train.objective import loss_sums
+from jaxstab.train.setup import set_up
 
 UNIT = EmbeddingConfig(method="unit")
 VOCABULARY, LENGTH = 13, 8
@@ -41,7 +42,7 @@ class Records:
 
 @jax.jit
 def model_sums(weights, tokens, valid):
-    return loss_sums(Transformer(MODEL), None, CONFIG, weights, tokens, valid)[1][0]
+    return loss_sums(set_up(CONFIG), weights, tokens, valid)[1][0]
 
 
 def bigram_sums(weights, tokens, valid):

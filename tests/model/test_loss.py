@@ -13,7 +13,8 @@ from jaxstab.model.config import ModelConfig
 from jaxstab.model.loss import chunked_loss, token_losses
 from jaxstab.model.transformer import Transformer, read_table
 from jaxstab.train.config import Config
-from jaxstab.train.step import loss_sums
+from jaxstab.train.objective import loss_sums
+from jaxstab.train.setup import set_up
 
 B, T, D, V = 3, 7, 5, 11
 Z_LOSS = 0.3
@@ -155,7 +156,7 @@ def test_training_never_holds_the_logits_of_a_batch():
     batch, length, vocabulary, width = 4, 32, CONFIG.model.vocabulary, CONFIG.model.width
 
     def chunked(weights, tokens):
-        return loss_sums(Transformer(CONFIG.model), None, CONFIG, weights, tokens)
+        return loss_sums(set_up(CONFIG), weights, tokens)
 
     assert largest_with_vocabulary(chunked) == max(vocabulary * width, batch * CONFIG.train.loss_chunk * vocabulary)
     assert largest_with_vocabulary(full_loss) == batch * length * vocabulary
@@ -169,10 +170,8 @@ def test_the_loss_of_a_batch_counts_valid_rows_and_keeps_to_documents():
     tokens = rng.integers(8, 101, (2, 33)).astype(np.int32)
     tokens[:, 12] = end
     masked = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, mask_documents=True))
-    model = Transformer(masked.model)
-    total, (sums, _) = jax.jit(lambda w, t, v: loss_sums(model, end, masked, w, t, v))(
-        weights, tokens, np.array([True, False])
-    )
+    model, setup = Transformer(masked.model), set_up(masked, end)
+    total, (sums, _) = jax.jit(lambda w, t, v: loss_sums(setup, w, t, v))(weights, tokens, np.array([True, False]))
     expected = 0.0
     for start, stop in itertools.pairwise(starts):
         # Rotary embedding is relative, so that a document alone is what it is in the middle of a record.

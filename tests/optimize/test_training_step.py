@@ -14,8 +14,11 @@ from jaxstab.model.embeddings import unit
 from jaxstab.model.loss import chunked_loss
 from jaxstab.optimize import Hypers
 from jaxstab.reparam import reparameterize, wesar
+from jaxstab.train import objective
 from jaxstab.train.config import Config
-from jaxstab.train.step import TrainState, train_step
+from jaxstab.train.setup import Setup
+from jaxstab.train.state import TrainState
+from jaxstab.train.step import train_step
 
 BASE = Config()
 BASE = dataclasses.replace(
@@ -33,7 +36,7 @@ ROLES = {name: name for name in ("embed_tokens", "up_proj", "down_proj", "lm_hea
 TABLE = initialize.scaled(table.read(TREE, ROLES), initialize.he(), embedding=unit().multiplier)
 
 
-def losses(weights, tokens):
+def losses(setup, weights, tokens):
     """Rows have very different numbers of targets that count, so that micro-batches have too."""
     hidden = weights["embed_tokens"][tokens[:, :-1]]
     for up, down in zip(weights["layers"]["up_proj"], weights["layers"]["down_proj"], strict=True):
@@ -53,8 +56,13 @@ def stepper(clip_on="raw", max_norm=1e4, accumulation=1):
     )
     rep = reparameterize(TABLE, wesar(sigma=0.02))
     optimizer = optimize.build(config.optimizer, rep.table, config.train.steps)
-    shardings = scale.shardings(TABLE, scale.make_mesh(config.mesh))
-    return rep, optimizer, jax.jit(functools.partial(train_step, config, TABLE, rep, optimizer, losses, shardings))
+    setup = Setup(config, scale.make_mesh(config.mesh), None, TABLE, (), rep, optimizer)
+    return rep, optimizer, jax.jit(functools.partial(train_step, setup))
+
+
+@pytest.fixture(autouse=True)
+def of_two_layers(monkeypatch):
+    monkeypatch.setattr(objective, "loss_sums", losses)
 
 
 @functools.cache
@@ -70,7 +78,9 @@ def by_hand():
     """Loss, gradient by the effective weights, and the function that pulls it back to what is stored."""
     rep, *_ = stepper()
     weights, pullback = jax.vjp(lambda raw: rep.merge(raw, start().reparam), start().raw)
-    (total, (sums, _)), gradient = jax.jit(jax.value_and_grad(losses, has_aux=True))(weights, TOKENS)
+    (total, (sums, _)), gradient = jax.jit(jax.value_and_grad(functools.partial(losses, None), has_aux=True))(
+        weights, TOKENS
+    )
     return total, sums, jax.tree.map(lambda leaf: leaf / sums.targets, gradient), lambda g: pullback(g)[0]
 
 

@@ -18,8 +18,11 @@ from jaxstab.initialize import draw, he, scaled
 from jaxstab.model.loss import LossSums
 from jaxstab.optimize import Hypers
 from jaxstab.reparam import Method, reparameterize, wesar
+from jaxstab.train import objective
 from jaxstab.train.config import Config
-from jaxstab.train.step import TrainState, train_step
+from jaxstab.train.setup import Setup
+from jaxstab.train.state import TrainState
+from jaxstab.train.step import train_step
 
 
 def a_row_per_output(row, **changes):
@@ -338,7 +341,7 @@ CONFIG = dataclasses.replace(
 )
 
 
-def losses(weights, tokens):
+def losses(setup, weights, tokens):
     hidden = weights["embed"][tokens]
     for index in range(2):
         layer = jax.tree.map(lambda leaf, index=index: leaf[index], weights["layers"])
@@ -346,6 +349,11 @@ def losses(weights, tokens):
     logits = hidden @ weights["head"]
     total = jnp.sum(jnp.square(logits - jax.nn.one_hot(tokens, 9)))
     return total, (LossSums(total, total, total, jnp.float32(tokens.size)), {})
+
+
+@pytest.fixture
+def linear_model(monkeypatch):
+    monkeypatch.setattr(objective, "loss_sums", losses)
 
 
 def one_step(accumulation, tokens, raw, state):
@@ -356,12 +364,12 @@ def one_step(accumulation, tokens, raw, state):
     start = TrainState(
         jnp.int32(0), raw, state, optimizer.clip.init(raw), optimizer.update.init(raw), stability.start()
     )
-    step = jax.jit(functools.partial(train_step, config, TABLE, rep, optimizer, losses, scale.shardings(TABLE, mesh)))
-    return step(start, tokens, Hypers(1e-2, 0.1))[0]
+    setup = Setup(config, mesh, None, TABLE, (), rep, optimizer)
+    return jax.jit(functools.partial(train_step, setup))(start, tokens, Hypers(1e-2, 0.1))[0]
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_state_advances_once_a_training_step_however_many_micro_batches(accumulation):
+def test_state_advances_once_a_training_step_however_many_micro_batches(linear_model, accumulation):
     rep = reparameterize(TABLE, sigma_reparam())
     raw, state = rep.init(WEIGHTS)
     after = one_step(accumulation, np.arange(8 * 3).reshape(8, 3) % 9, raw, state)
@@ -370,7 +378,7 @@ def test_state_advances_once_a_training_step_however_many_micro_batches(accumula
     assert after.step == 1 and np.abs(after.raw["head"]["gate"] - raw["head"]["gate"]) > 1e-3
 
 
-def test_a_step_that_is_not_finite_advances_nothing():
+def test_a_step_that_is_not_finite_advances_nothing(linear_model):
     rep = reparameterize(TABLE, sigma_reparam())
     raw, state = rep.init(WEIGHTS)
     raw["embed"] = raw["embed"].at[4, 0].set(jnp.inf)

@@ -16,7 +16,7 @@ from jaxstab.optimize import Hypers
 from jaxstab.scale import MeshConfig
 from jaxstab.table import Row
 from jaxstab.train.config import Config
-from jaxstab.train.step import build
+from jaxstab.train.program import build
 
 UNIT = EmbeddingConfig(method="unit")
 D, LAYERS, MLP, VOCABULARY, LENGTH, BATCH, STEPS = 16, 2, 64, 32, 8, 8, 10
@@ -100,7 +100,7 @@ def device_shapes(tree):
 @pytest.mark.parametrize(("mesh", "accumulation", "expected"), MESHES.values(), ids=MESHES)
 def test_ten_steps_on_eight_devices_are_those_of_one(mesh, accumulation, expected):
     program = program_of(mesh, accumulation)
-    assert program.mesh.size == 8
+    assert program.setup.mesh.size == 8
     initial, metrics, state = trained(program)
     their_initial, their_metrics, their_state = on_one_device()
 
@@ -122,7 +122,9 @@ def test_ten_steps_on_eight_devices_are_those_of_one(mesh, accumulation, expecte
         "down": raw_shapes["layers"]["mlp"]["down_proj"]["kernel"]["weight"],
     } == expected
     assert attention["q_proj"]["kernel"]["gate"] == (LAYERS,)
-    assert jax.tree.map(lambda leaf: leaf.sharding, state) == program.shardings
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(
+        lambda leaf: leaf.sharding, program.abstract_state
+    )
     assert program.step._cache_size() == 1
 
 

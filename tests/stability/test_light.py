@@ -39,7 +39,7 @@ def measured(*methods, weights=None, rows=None, identity=False):
     rep = reparameterize(rows, *methods)
     raw, state = rep.init(weights)
     given = {"raw": raw, "weights": rep.merge(raw, state)}
-    for name in ("raw_gradients", "seen_by_rule", "updates"):
+    for name in ("raw_gradients", "clipped_raw_gradients", "updates"):
         given[name] = jax.tree.map(lambda leaf: drawn(*leaf.shape), raw)
     given["gradients"] = jax.tree.map(lambda leaf: drawn(*leaf.shape), given["weights"])
     given["new_weights"] = rep.merge(jax.tree.map(jnp.add, raw, given["updates"]), state)
@@ -54,7 +54,7 @@ def norms(stack):
 def test_measurements_of_stored_and_effective_matrices_under_wesar():
     found, given = measured(wesar())
     up = {name: tree["layers"]["up"] for name, tree in given.items()}
-    weight = {name: up[name]["weight"] for name in ("raw", "raw_gradients", "seen_by_rule", "updates")}
+    weight = {name: up[name]["weight"] for name in ("raw", "raw_gradients", "clipped_raw_gradients", "updates")}
     entries = np.sqrt(WIDTH * HIDDEN)
     expected = {
         "update_ratio": norms(weight["updates"]) / norms(weight["raw"]),
@@ -64,7 +64,7 @@ def test_measurements_of_stored_and_effective_matrices_under_wesar():
         "norm_effective": norms(up["weights"]),
         "grad_norm": norms(weight["raw_gradients"]),
         "grad_norm_effective": norms(up["gradients"]),
-        "grad_rms_over_eps": norms(weight["seen_by_rule"]) / entries / (10 * EPS),
+        "grad_rms_over_eps": norms(weight["clipped_raw_gradients"]) / entries / (10 * EPS),
         "gate": np.float64(up["raw"]["gate"]),
         "nonfinite_fraction": np.zeros(LAYERS),
     }
@@ -76,7 +76,7 @@ def test_measurements_of_stored_and_effective_matrices_under_wesar():
     shapes = {name: value.shape for name, value in found.items()}
     assert all(shape == ((LAYERS,) if "_proj" in name else ()) for name, shape in shapes.items()), shapes
     assert {value.dtype.name for value in found.values()} == {"float32"}
-    eps_of_head = norms(given["seen_by_rule"]["head"]["weight"]) / np.sqrt(WIDTH * VOCABULARY) / EPS
+    eps_of_head = norms(given["clipped_raw_gradients"]["head"]["weight"]) / np.sqrt(WIDTH * VOCABULARY) / EPS
     np.testing.assert_allclose(found["stability/grad_rms_over_eps/lm_head"], eps_of_head, rtol=1e-5)
 
 
@@ -155,7 +155,7 @@ def test_without_eps_nothing_is_divided_by_it():
         weights=weights,
         raw_gradients=weights,
         gradients=weights,
-        seen_by_rule=weights,
+        clipped_raw_gradients=weights,
         updates=weights,
         new_weights=None,
         eps=0.0,

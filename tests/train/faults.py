@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxstab.train import objective
 from jaxstab.train import step as step_module
 
 KINDS = ("nan_loss", "inf_gradient", "huge_gradient", "matrix")
@@ -15,30 +16,30 @@ def install(patch, first_mark):
       patch: (object, name, value), as `setattr`.
       first_mark: the lowest of four tokens that occur nowhere else.
     """
-    loss_sums, gradients, step = step_module.loss_sums, step_module.accumulated_gradients, step_module.train_step
+    loss_sums, mean_gradients, step = objective.loss_sums, objective.mean_gradients, step_module.train_step
 
     def marked(tokens, kind):
         return (tokens == first_mark + KINDS.index(kind)).any()
 
-    def with_loss(model, end, config, weights, tokens, valid=None):
-        loss, (sums, seen) = loss_sums(model, end, config, weights, tokens, valid)
+    def with_loss(setup, weights, tokens, valid=None):
+        loss, (sums, maxima) = loss_sums(setup, weights, tokens, valid)
         bad = marked(tokens, "nan_loss")
         spoiled = jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), (loss, sums))
-        return spoiled[0], (spoiled[1], seen)
+        return spoiled[0], (spoiled[1], maxima)
 
-    def with_gradient(losses, weights, tokens, *rest):
-        found, sums, seen = gradients(losses, weights, tokens, *rest)
-        kernel = found["layers"]["mlp"]["up_proj"]["kernel"]
+    def with_gradient(setup, weights, tokens, count):
+        gradients, sums, maxima = mean_gradients(setup, weights, tokens, count)
+        kernel = gradients["layers"]["mlp"]["up_proj"]["kernel"]
         kernel = jnp.where(marked(tokens, "inf_gradient"), kernel.at[-1, 0, 0].set(jnp.inf), kernel)
-        found["layers"]["mlp"]["up_proj"]["kernel"] = kernel
-        return jax.tree.map(lambda x: jnp.where(marked(tokens, "huge_gradient"), 1e6 * x, x), found), sums, seen
+        gradients["layers"]["mlp"]["up_proj"]["kernel"] = kernel
+        huge = jax.tree.map(lambda x: jnp.where(marked(tokens, "huge_gradient"), 1e6 * x, x), gradients)
+        return huge, sums, maxima
 
-    def with_weights(*arguments):
-        *rest, state, tokens, hypers = arguments
+    def with_weights(setup, state, tokens, hypers):
         factor = jnp.where(marked(tokens, "matrix"), 100.0, 1.0)
         head = jax.tree.map(lambda x: factor * x, state.raw["lm_head"])  # its gate, too, where it has one
-        return step(*rest, state._replace(raw=state.raw | {"lm_head": head}), tokens, hypers)
+        return step(setup, state._replace(raw=state.raw | {"lm_head": head}), tokens, hypers)
 
-    patch(step_module, "loss_sums", with_loss)
-    patch(step_module, "accumulated_gradients", with_gradient)
+    patch(objective, "loss_sums", with_loss)
+    patch(objective, "mean_gradients", with_gradient)
     patch(step_module, "train_step", with_weights)

@@ -10,7 +10,7 @@ import pytest
 from jaxstab import scale
 from jaxstab.optimize import Hypers
 from jaxstab.train.config import default_config, resolve
-from jaxstab.train.step import build
+from jaxstab.train.program import build
 from tests.train import faults
 
 STEPS, WARMUP, MARK, FIRST = 150, 20, 26, 90  # FIRST: a step at which the rule is at work
@@ -35,13 +35,13 @@ def program_of(policy, accumulation=1, max_skips=4):
     with pytest.MonkeyPatch.context() as patch:
         faults.install(patch.setattr, MARK)
         program = build(config_of(policy, accumulation, max_skips))
-        tokens = jax.ShapeDtypeStruct((4, 9), jnp.int32, sharding=scale.batch_sharding(program.mesh))
+        tokens = jax.ShapeDtypeStruct((4, 9), jnp.int32, sharding=scale.batch_sharding(program.setup.mesh))
         return program, program.step.lower(program.abstract_state, tokens, hypers(program)).compile()
 
 
 def hypers(program):
     rates = Hypers(jnp.float32(3e-3), jnp.float32(0.01), jnp.float32(np.inf))
-    return jax.device_put(rates, scale.replicated(program.mesh))
+    return jax.device_put(rates, scale.replicated(program.setup.mesh))
 
 
 def batch(number):
@@ -60,7 +60,9 @@ def run(policy, marks=(), accumulation=1, left_out=(), steps=STEPS, max_skips=4)
         tokens = batch(number)
         if kind := dict(marks).get(number):
             tokens[-1, 0] = MARK + faults.KINDS.index(kind)
-        state, (scalars, _) = step(state, jax.device_put(tokens, scale.batch_sharding(program.mesh)), hypers(program))
+        state, (scalars, _) = step(
+            state, jax.device_put(tokens, scale.batch_sharding(program.setup.mesh)), hypers(program)
+        )
         told[number] = scalars
     return jax.device_get((state, told))
 

@@ -8,8 +8,10 @@ import pytest
 
 from jaxstab import scale
 from jaxstab.optimize import Hypers
+from jaxstab.train import objective
 from jaxstab.train import step as step_module
 from jaxstab.train.config import default_config, resolve
+from jaxstab.train.program import build
 
 COLUMNS = (
     "train/loss",
@@ -58,13 +60,13 @@ class Trainer:
 
     def __init__(self, **mesh):
         self.config = tiny(**mesh)
-        self.program = step_module.build(self.config)
+        self.program = build(self.config)
         rates = self.config.optimizer.learning_rate, self.config.optimizer.weight_decay
-        self.hypers = jax.device_put(Hypers(*map(jnp.float32, rates)), scale.replicated(self.program.mesh))
+        self.hypers = jax.device_put(Hypers(*map(jnp.float32, rates)), scale.replicated(self.program.setup.mesh))
         self.state = self.program.init(self.config.train.seed)
 
     def step(self, tokens):
-        tokens = jax.device_put(tokens, scale.batch_sharding(self.program.mesh))
+        tokens = jax.device_put(tokens, scale.batch_sharding(self.program.setup.mesh))
         self.state, (scalars, arrays) = self.program.step(self.state, tokens, self.hypers)
         return scalars, arrays
 
@@ -101,14 +103,18 @@ def test_the_step_compiles_once(monkeypatch):
     assert trainer.program.step._cache_size() == 1
 
 
+def spec_of(leaf):
+    return leaf.sharding.spec
+
+
 def test_shapes_dtypes_and_shardings_of_state_and_metrics_stay():
     trainer = Trainer(fsdp=2)
     for tokens in batches()[:2]:
         scalars, arrays = trainer.step(tokens)
         state, program = trainer.state, trainer.program
-        chex.assert_trees_all_equal_shapes_and_dtypes(state, program.abstract)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, program.abstract_state)
         chex.assert_tree_all_finite(state)
-        assert jax.tree.map(lambda leaf: leaf.sharding.spec, state) == jax.tree.map(lambda s: s.spec, program.shardings)
+        assert jax.tree.map(spec_of, state) == jax.tree.map(spec_of, program.abstract_state)
         chex.assert_shape(list(scalars.values()), ())
         chex.assert_shape(list(arrays.values()), (trainer.config.model.layers,))
         chex.assert_type([*scalars.values(), *arrays.values()], jnp.float32)
@@ -119,9 +125,9 @@ def test_shapes_dtypes_and_shardings_of_state_and_metrics_stay():
 BAD_GRADIENT, BAD_LOSS = 3, VOCABULARY - 1  # no squares
 
 
-def poisoned(model, end, config, weights, tokens, valid=None, real=step_module.loss_sums):
+def poisoned(setup, weights, tokens, valid=None, real=objective.loss_sums):
     """The loss of a batch with one of the bad tokens is NaN: what is differentiated, and with BAD_LOSS its sums too."""
-    loss, sums = real(model, end, config, weights, tokens, valid)
+    loss, sums = real(setup, weights, tokens, valid)
     bad_loss = (tokens == BAD_LOSS).any()
     bad_gradient = bad_loss | (tokens == BAD_GRADIENT).any()
     return jnp.where(bad_gradient, jnp.nan, 1.0) * loss, jax.tree.map(lambda x: jnp.where(bad_loss, jnp.nan, x), sums)
@@ -132,7 +138,7 @@ def without_guard(state):
 
 
 def test_a_step_that_is_not_finite_changes_nothing_until_the_host_has_answered(monkeypatch):
-    monkeypatch.setattr(step_module, "loss_sums", poisoned)
+    monkeypatch.setattr(objective, "loss_sums", poisoned)
     trainer, good = Trainer(), batches()
     unharmed = []
     for tokens in good[:2]:

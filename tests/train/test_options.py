@@ -23,7 +23,7 @@ from jaxstab.reparam import METHODS
 from jaxstab.table import rows
 from jaxstab.train.config import NOT_TRAINING, Config, default_config, resolve
 from jaxstab.train.document import REGISTRIES
-from jaxstab.train.step import build
+from jaxstab.train.program import build
 
 STEPS = 20
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 31, (STEPS, 4, 9)), jnp.int32)
@@ -128,7 +128,7 @@ def missing_methods(combinations):
 def is_allowed(combination):
     try:
         program = build(config_of(changes_of(combination)), end=3)
-        jax.eval_shape(program.step, program.abstract, TOKENS[0], HYPERS)
+        jax.eval_shape(program.step, program.abstract_state, TOKENS[0], HYPERS)
     except ConfigError:
         return False
     return True
@@ -160,7 +160,7 @@ def test_golden_run(combination):
     assert scalars["train/finite"] == 1
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.raw))
     merged = jax.eval_shape(program.merge, state)
-    assert jax.tree.map(lambda leaf: leaf.shape, merged) == jax.tree.map(lambda row: row.shape, program.table)
+    assert jax.tree.map(lambda leaf: leaf.shape, merged) == jax.tree.map(lambda row: row.shape, program.setup.table)
     norms = {name: float(scalars[f"train/{name}"]) for name in ("grad_norm", "grad_norm_effective", "update_norm")}
     norms |= {
         "stored_norm": float(optax.tree.norm(state.raw)),
@@ -183,9 +183,16 @@ def test_golden_run(combination):
 def signature(changes):
     """What is stored, and the programs that start and train it, constants included: an ignored key leaves no trace."""
     program = build(config_of(changes), end=3)
-    programs = [jax.make_jaxpr(program.init)(0), jax.make_jaxpr(program.step)(program.abstract, TOKENS[0], HYPERS)]
-    table = rows(program.table) + rows(program.reparam.table)
-    hypers = program.config.optimizer.learning_rate, program.config.optimizer.weight_decay, program.config.train.seed
+    programs = [
+        jax.make_jaxpr(program.init)(0),
+        jax.make_jaxpr(program.step)(program.abstract_state, TOKENS[0], HYPERS),
+    ]
+    table = rows(program.setup.table) + rows(program.setup.reparam.table)
+    hypers = (
+        program.setup.config.optimizer.learning_rate,
+        program.setup.config.optimizer.weight_decay,
+        program.setup.config.train.seed,
+    )
     return table, re.sub(r"0x[0-9a-f]+", "", "".join(map(str, programs))), hypers
 
 

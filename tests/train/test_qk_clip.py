@@ -9,7 +9,7 @@ from jaxstab.config import ConfigError
 from jaxstab.model.transformer import Transformer
 from jaxstab.optimize import Hypers
 from jaxstab.train.config import default_config, resolve
-from jaxstab.train.step import build
+from jaxstab.train.program import build
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 31, (4, 9)), jnp.int32)
 HYPERS = Hypers(jnp.float32(1e-3), jnp.float32(0.0))
@@ -29,7 +29,7 @@ def program_of(threshold, **changes):
 
 
 def largest_logits(program, state):
-    model = Transformer(program.config.model, see=("max_attention_logit",))
+    model = Transformer(program.setup.config.model, see=("max_attention_logit",))
     _, sown = model.apply({"params": program.merge(state)}, TOKENS[:, :-1], mutable=["intermediates"])
     return np.asarray(sown["intermediates"]["layers"]["self_attn"]["max_attention_logit"][0])
 

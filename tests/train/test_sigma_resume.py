@@ -16,7 +16,7 @@ from jaxstab.model.config import ModelConfig
 from jaxstab.optimize import Hypers, OptimizerConfig
 from jaxstab.reparam import ReparamConfig
 from jaxstab.train.config import Config, TrainConfig
-from jaxstab.train.step import build
+from jaxstab.train.program import build
 
 KILLED = Path(__file__).with_name("test_resume.py")  # as a script: a run that is killed in a place
 SIGMA = ["--config.reparam.method=sigma_reparam"]

@@ -1,0 +1,115 @@
+"""The loss of a batch and its gradient, one micro-batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxstab.data import segment_ids
+from jaxstab.model.loss import LossSums, chunked_loss
+from jaxstab.table import Gradients, Weights
+from jaxstab.train.setup import Setup
+
+Carry = TypeVar("Carry")
+ForwardMaxima = dict[str, Array]  # {"max_attention_logit": [L, H]} over a batch; empty where nothing asks for it
+
+
+def segments(setup: Setup, tokens_BT: Int[Array, "B T"]) -> Int[Array, "B T"] | None:
+    """Document numbers, where attention stays inside documents."""
+    if not setup.config.model.mask_documents:
+        return None
+    assert setup.end is not None, "masking documents needs the tokenizer's end-of-document id"
+    return segment_ids(tokens_BT, setup.end)
+
+
+def loss_sums(
+    setup: Setup, weights: Weights, tokens_BS: Int[Array, "B T+1"], valid_B: Bool[Array, " B"] | None = None
+) -> tuple[Float[Array, ""], tuple[LossSums, ForwardMaxima]]:
+    """The loss of a batch summed over its targets, the sums that it consists of, and maxima of the forward pass.
+
+    Rows that aren't `valid_B` are padding and don't count.
+    """
+    config = setup.config
+    inputs_BT, targets_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
+    mask_BT = jnp.broadcast_to(True if valid_B is None else valid_B[:, None], targets_BT.shape)
+    hidden_BTD, sown = setup.model.apply(
+        {"params": weights}, inputs_BT, segments(setup, inputs_BT), method="hidden", mutable=["intermediates"]
+    )
+    maxima: ForwardMaxima = {}
+    if "max_attention_logit" in setup.model.see:
+        (maxima["max_attention_logit"],) = sown["intermediates"]["layers"]["self_attn"]["max_attention_logit"]
+    loss, sums = chunked_loss(
+        hidden_BTD,
+        weights["lm_head"]["kernel"],
+        targets_BT,
+        mask_BT,
+        z_loss=config.train.z_loss,
+        chunk=config.train.loss_chunk,
+        softcap=config.model.logits_softcap,
+    )
+    return loss, (sums, maxima)
+
+
+def scan_micro_batches(body: Callable[[Carry, Any], Carry], carry: Carry, batch: Any, count: int) -> Carry:
+    """Carries `body(carry, micro_batch)` over a batch in `count` micro-batches, of which one is in memory at a time.
+
+    Every pass over a batch goes this way: the step, evaluation, the full measurements and `prepare`.
+
+    Args:
+      body: takes the carry and a micro-batch.
+      carry: to begin with.
+      batch: a tree of arrays that lead with the rows `[B, ...]`.
+      count: divides B.
+    """
+    if count == 1:
+        return body(carry, batch)
+    return jax.lax.scan(lambda carry, part: (body(carry, part), None), carry, micro_batches(batch, count))[0]
+
+
+def micro_batches(batch: Any, count: int) -> Any:
+    """The micro-batches of a batch, `[B, ...]` to `[count, B/count, ...]` in every array of a tree.
+
+    Micro-batch a takes the rows a, a + count, ...: those of every device, so that none is moved.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def mean_gradients(
+    setup: Setup, weights: Weights, tokens_BS: Int[Array, "B T+1"], count: int
+) -> tuple[Gradients, LossSums, ForwardMaxima]:
+    """The gradient of the mean loss by the effective weights, in float32, the sums behind it, and forward maxima.
+
+    Sums over `count` micro-batches are divided once by the number of targets, so that it is the large batch's gradient.
+    """
+
+    def gradient_sums(tokens: Array) -> Any:
+        gradients, (sums, maxima) = jax.grad(loss_sums, argnums=1, has_aux=True)(setup, weights, tokens)
+        return jax.tree.map(jax.lax.with_sharding_constraint, gradients, setup.weight_shardings), sums, maxima
+
+    def add(total: Any, tokens: Array) -> Any:
+        gradients, sums, maxima = gradient_sums(tokens)
+        added = jax.tree.map(jnp.add, total[:2], (gradients, sums))
+        return (*added, jax.tree.map(jnp.maximum, total[2], maxima))
+
+    gradients, sums, maxima = jax.eval_shape(gradient_sums, tokens_BS[: len(tokens_BS) // count])
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradients, sums))
+    lowest = jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), maxima)
+    gradients, sums, maxima = scan_micro_batches(add, (*zero, lowest), tokens_BS, count)
+    return jax.tree.map(lambda gradient: gradient / sums.targets, gradients), sums, maxima
+
+
+def evaluation_sums(
+    setup: Setup, weights: Weights, tokens_BS: Int[Array, "B T+1"], valid_B: Bool[Array, " B"]
+) -> LossSums:
+    """The sums of a batch's loss over its valid rows, in the step's micro-batches."""
+
+    def sums_of(batch: tuple[Array, Array]) -> LossSums:
+        return loss_sums(setup, weights, *batch)[1][0]
+
+    batch, count = (tokens_BS, valid_B), setup.config.train.accumulation
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums_of, batch))
+    return scan_micro_batches(lambda sums, part: jax.tree.map(jnp.add, sums, sums_of(part)), zero, batch, count)

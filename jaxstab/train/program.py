@@ -1,0 +1,96 @@
+"""The program of a run: its functions, jitted with the shardings of its mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from jaxstab import scale
+from jaxstab.model.loss import LossSums
+from jaxstab.reparam import linen_outputs
+from jaxstab.table import Weights
+from jaxstab.train import measure, objective, step
+from jaxstab.train.config import Config
+from jaxstab.train.setup import Setup, set_up
+from jaxstab.train.state import TrainState, init_state, state_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A run's functions and shapes. Building one allocates nothing, so that a large run is described on a laptop.
+
+    Attributes:
+      setup: what they work with.
+      abstract_state: shapes, dtypes and shardings of the state, to restore a checkpoint into.
+      init: seed -> TrainState.
+      prepare: (state, tokens [B, T+1]) -> state, what a method asks for between `init` and the first step.
+      step: (state, tokens [B, T+1], hypers) -> (state, (scalars, vectors)); donates the state.
+      measure: (state, tokens [B, T+1]) -> (scalars, vectors), the full measurements, of the state before a step.
+      merge: state -> effective weights.
+      evaluate: (weights, tokens [B, T+1], valid [B]) -> LossSums.
+    """
+
+    setup: Setup
+    abstract_state: TrainState
+    init: Callable[[Any], TrainState]
+    prepare: Callable[..., TrainState]
+    step: Callable[..., tuple[TrainState, measure.Measurements]]
+    measure: Callable[..., measure.Measurements]
+    merge: Callable[[TrainState], Weights]
+    evaluate: Callable[..., LossSums]
+
+
+def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> Program:
+    """Builds the program of a run; see `set_up`."""
+    setup = set_up(config, end, mesh)
+    abstract = jax.eval_shape(functools.partial(init_state, setup), 0)
+    shardings = state_shardings(setup, abstract)
+    whole, rows = scale.replicated(setup.mesh), scale.batch_sharding(setup.mesh)
+
+    def jitted(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        return jax.jit(_on_mesh(setup.mesh, functools.partial(function, setup)), **options)
+
+    return Program(
+        setup=setup,
+        abstract_state=jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+        ),
+        init=jitted(init_state, out_shardings=shardings),
+        prepare=_on_mesh(setup.mesh, functools.partial(prepare, setup, shardings.raw)),
+        step=jitted(
+            step.train_step,
+            in_shardings=(shardings, rows, whole),
+            out_shardings=(shardings, whole),
+            donate_argnums=0,
+        ),
+        measure=jitted(measure.measure, in_shardings=(shardings, rows), out_shardings=whole),
+        merge=jitted(lambda setup, state: setup.reparam.merge(state.raw, state.reparam)),
+        evaluate=jitted(objective.evaluation_sums, out_shardings=whole),
+    )
+
+
+def prepare(setup: Setup, raw_shardings: Any, state: TrainState, tokens_BS: Int[Array, "B T+1"]) -> TrainState:
+    """The phases that methods ask for between `init` and the first step, on the rows of one micro-batch."""
+    outputs = linen_outputs(setup.model, tokens_BS[:: setup.config.train.accumulation, :-1])
+    for phase in filter(None, (method.prepare for method in setup.methods)):
+        raw = phase(setup.reparam, state.raw, state.reparam, outputs)
+        state = state._replace(raw=jax.device_put(raw, raw_shardings))
+    return state
+
+
+def _on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Traces `function` where the logical axes of activations mean those of the mesh."""
+
+    @functools.wraps(function)
+    def traced(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(scale.RULES):
+            return function(*arguments)
+
+    return traced

@@ -1,0 +1,94 @@
+"""What a run is made of, apart from its state: all that follows from its config before anything is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jaxstab import initialize, optimize, scale
+from jaxstab.config import ConfigError, build_method
+from jaxstab.model.embeddings import EMBEDDINGS
+from jaxstab.model.transformer import Transformer, read_table
+from jaxstab.optimize import Optimizer
+from jaxstab.reparam import METHODS, Method, Reparameterization, compose, reparameterize
+from jaxstab.table import Effective, Stored, Table
+from jaxstab.train.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What the functions of a run work with. They are pure functions of it and of arrays.
+
+    Attributes:
+      config: its vocabulary is resolved.
+      mesh: the devices.
+      model: called as `model.apply({"params": weights}, tokens, ...)`.
+      table: rows of the effective weights.
+      methods: the reparameterization's, the first nearest to the model.
+      reparam: the methods bound to `table`; `stored_table` has the rows of what it stores.
+      optimizer: clipping, update rule, schedule and projection.
+      end: the tokenizer's end-of-document id, which `model.mask_documents` needs.
+    """
+
+    config: Config
+    mesh: Mesh
+    model: Transformer
+    table: Table[Effective]
+    methods: tuple[Method, ...]
+    reparam: Reparameterization
+    optimizer: Optimizer
+    end: int | None = None
+
+    @property
+    def stored_table(self) -> Table[Stored]:
+        """Rows of the stored parameters."""
+        return self.reparam.table
+
+    @functools.cached_property
+    def weight_shardings(self) -> Any:
+        """The shardings of the effective weights."""
+        return scale.shardings(self.table, self.mesh)
+
+
+def set_up(config: Config, end: int | None = None, mesh: Mesh | None = None) -> Setup:
+    """The setup of a run.
+
+    Args:
+      config: a config whose vocabulary is resolved.
+      end: the tokenizer's end-of-document id, needed by `model.mask_documents`.
+      mesh: overrides the config's mesh over this machine's devices.
+
+    Raises:
+      ConfigError: the config doesn't fit the devices, or its methods don't go together.
+    """
+    mesh = scale.make_mesh(config.mesh) if mesh is None else mesh
+    config.check_devices(mesh.shape["replica"] * mesh.shape["fsdp"])
+    platform = mesh.devices.flat[0].platform
+    if config.model.attention == "cudnn" and platform != "gpu":
+        raise ConfigError(f"model.attention=cudnn needs an NVIDIA GPU, not a {platform}; xla runs everywhere")
+    clips_logits = config.optimizer.projection.method == "qk_clip"
+    model = Transformer(config.model, see=("max_attention_logit",) if clips_logits else ())
+    table, methods, reparam = reparameterized(config)
+    if clips_logits and (config.model.qk_norm or not all(method.linear for method in methods)):
+        raise ConfigError(
+            "optimizer.projection.method=qk_clip scales stored queries and keys, which changes no logit under "
+            "model.qk_norm or a reparameterization that divides a norm out; leave one of them out"
+        )
+    optimizer = optimize.build(config.optimizer, reparam.table, config.train.steps, table)
+    return Setup(config, mesh, model, table, methods, reparam, optimizer, end)
+
+
+def reparameterized(config: Config) -> tuple[Table[Effective], tuple[Method, ...], Reparameterization]:
+    """The table of the effective weights, the chosen methods, and these bound to it."""
+    table, methods = effective_table(config), compose(config.reparam, METHODS)
+    return table, methods, reparameterize(table, *methods)
+
+
+def effective_table(config: Config) -> Table[Effective]:
+    """The table of the effective weights, with their initial scales."""
+    backbone = build_method(config.init, initialize.SCALES)
+    embedding = build_method(config.model.embedding, EMBEDDINGS)
+    return initialize.scaled(read_table(config.model), backbone, embedding=embedding.multiplier)

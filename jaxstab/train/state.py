@@ -1,0 +1,61 @@
+"""The state of a run: what a step takes and gives back."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxstab import initialize, optimize, scale, stability
+from jaxstab.table import Raw
+from jaxstab.train.setup import Setup
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes. The names are those of a checkpoint's arrays.
+
+    Attributes:
+      step: number of updates done, int32.
+      raw: stored parameters, float32.
+      reparam: untrained state of the reparameterization, float32.
+      clip, optimizer: states of the optax transformations.
+      guard: what decides whether a step is taken. Once it has halted, steps change nothing until the host has answered.
+    """
+
+    step: Int[Array, ""]
+    raw: Raw
+    reparam: Any
+    clip: Any
+    optimizer: Any
+    guard: stability.Guard
+
+
+def init_state(setup: Setup, seed: Any) -> TrainState:
+    """The state before the first step, of a seed that may be traced."""
+    key = jax.random.key(seed)
+    raw, state = setup.reparam.init(initialize.draw(key, setup.table), jax.random.fold_in(key, 1))
+    optimizer = setup.optimizer
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        raw=raw,
+        reparam=state,
+        clip=optimizer.clip.init(raw),
+        optimizer=optimizer.update.init(raw),
+        guard=stability.start(),
+    )
+
+
+def state_shardings(setup: Setup, abstract: TrainState) -> Any:
+    """A `TrainState` of shardings: moments lie as their parameters do, and everything small is on every device."""
+    raw: Any = scale.shardings(setup.stored_table, setup.mesh)
+    whole: Any = scale.replicated(setup.mesh)
+    return TrainState(
+        step=whole,
+        raw=raw,
+        reparam=jax.tree.map(lambda _: whole, abstract.reparam),
+        clip=optimize.state_shardings(setup.optimizer.clip, abstract.clip, raw, whole),
+        optimizer=optimize.state_shardings(setup.optimizer.update, abstract.optimizer, raw, whole),
+        guard=jax.tree.map(lambda _: whole, abstract.guard),
+    )
