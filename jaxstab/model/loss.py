@@ -27,14 +27,16 @@ def capped(logits: Array, softcap: float) -> Array:
 
 def output_logits(hidden: Array, lm_head: Array, softcap: float = 0.0) -> Array:
     """Logits in float32, accumulated from operands in the dtype of `hidden`."""
-    weight = lm_head.astype(hidden.dtype)
-    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
-    return capped(jnp.einsum("...d,dv->...v", hidden, weight, preferred_element_type=dtype), softcap)
+    return capped(_product("...d,dv->...v", hidden, lm_head.astype(hidden.dtype)), softcap)
 
 
-def token_losses(hidden: Array, lm_head: Array, targets: Array, mask: Array, softcap: float = 0.0) -> LossSums:
-    """Sums over one chunk."""
-    logits = output_logits(hidden, lm_head, softcap)
+def _product(subscripts: str, *operands: Array) -> Array:
+    """An einsum of operands of one dtype, accumulated and given in float32 (or float64)."""
+    return jnp.einsum(subscripts, *operands, preferred_element_type=jnp.promote_types(operands[0].dtype, jnp.float32))
+
+
+def sums_of_logits(logits: Array, targets: Array, mask: Array) -> LossSums:
+    """Sums over the targets of one chunk, of logits after any cap."""
     log_z = jax.nn.logsumexp(logits, axis=-1)
     # A comparison instead of a gather: it fuses, and needs no communication where the vocabulary is sharded.
     is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
@@ -43,6 +45,11 @@ def token_losses(hidden: Array, lm_head: Array, targets: Array, mask: Array, sof
     return LossSums(
         total(log_z - target_logit), total(jnp.square(log_z)), total(log_z), jnp.sum(mask, dtype=logits.dtype)
     )
+
+
+def token_losses(hidden: Array, lm_head: Array, targets: Array, mask: Array, softcap: float = 0.0) -> LossSums:
+    """Sums over one chunk."""
+    return sums_of_logits(output_logits(hidden, lm_head, softcap), targets, mask)
 
 
 def chunked_loss(
@@ -54,11 +61,14 @@ def chunked_loss(
     z_loss: float,
     chunk: int,
     softcap: float = 0.0,
+    groups: int = 1,
 ) -> tuple[Float[Array, ""], LossSums]:
     """The sum of cross-entropy + z_loss * log(Z)^2 over the unmasked targets.
 
     Under differentiation each chunk's gradient is taken as soon as its logits are there, so that they are computed once
-    and kept for none; the gradient of `lm_head_DV` accumulates in its own dtype, float32, over chunks of any number.
+    and kept for none. Its products take operands in the compute dtype, and the gradient of `lm_head_DV` accumulates in
+    its own dtype, float32, over chunks of any number, apart in each group of rows: devices that rows are split over add
+    their sums up after the last chunk, and not after each.
 
     Args:
       hidden_BTD: final hidden states, in the compute dtype.
@@ -66,52 +76,78 @@ def chunked_loss(
       targets_BT: token ids; where `mask_BT` is False they don't count.
       mask_BT: which targets count.
       z_loss: coefficient of log(Z)^2 (PaLM; 1e-4 in Nishida et al. 2024, Table 11).
-      chunk: positions of each sequence in a chunk; the last may hold fewer.
+      chunk: positions of each sequence in a chunk, at most; the last may hold fewer.
       softcap: of the output logits; 0 is off.
+      groups: groups of rows, as many as the mesh's axis `fsdp` has devices.
 
     Returns:
       The loss summed over targets, and the sums that it consists of.
     """
+    chunk = min(chunk, hidden_BTD.shape[1])
     chunks = -(-hidden_BTD.shape[1] // chunk)
 
     def split(x: Array) -> Array:
         padded = jnp.pad(x, ((0, 0), (0, chunks * chunk - x.shape[1]), *((0, 0),) * (x.ndim - 2)))
         return jnp.moveaxis(padded.reshape(x.shape[0], chunks, chunk, *x.shape[2:]), 1, 0)
 
-    def chunk_loss(weight: Array, hidden: Array, targets: Array, mask: Array) -> tuple[Array, LossSums]:
-        sums = token_losses(hidden, weight, targets, mask, softcap)
+    def chunk_loss(logits: Array, targets: Array, mask: Array) -> tuple[Array, LossSums]:
+        sums = sums_of_logits(capped(logits, softcap), targets, mask)
         return sums.cross_entropy + z_loss * sums.z_loss, sums
 
-    return _sum_over_chunks(chunk_loss, lm_head_DV, split(hidden_BTD), (split(targets_BT), split(mask_BT)))
+    def of_group(hidden_BTD: Array, targets_BT: Array, mask_BT: Array) -> tuple[Array, LossSums]:
+        return _sum_over_chunks(chunk_loss, lm_head_DV, split(hidden_BTD), split(targets_BT), split(mask_BT))
+
+    if groups == 1 or hidden_BTD.shape[0] % groups:
+        return of_group(hidden_BTD, targets_BT, mask_BT)
+    grouped = (x.reshape(groups, -1, *x.shape[1:]) for x in (hidden_BTD, targets_BT, mask_BT))
+    return jax.tree.map(jnp.sum, jax.vmap(of_group, spmd_axis_name="fsdp")(*grouped))
+
+
+ChunkLoss = Callable[[Array, Array, Array], tuple[Array, LossSums]]  # of logits, targets and mask
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum_over_chunks(chunk_loss: Callable[..., Any], weight: Array, hidden: Array, rest: tuple[Array, ...]) -> Any:
-    """Sums `chunk_loss(weight, hidden[i], *rest[i])` over i. Only its first output is differentiable."""
+def _sum_over_chunks(chunk_loss: ChunkLoss, weight: Array, hidden: Array, targets: Array, mask: Array) -> Any:
+    """The loss and its sums over chunks, the leading axis of the last three. Only the loss is differentiable."""
+    weight = weight.astype(hidden.dtype)
 
-    def body(total: Any, chunk: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, chunk_loss(weight, chunk[0], *chunk[1])), None
+    def add(total: Any, chunk: Any) -> tuple[Any, None]:
+        hidden, *rest = chunk
+        return jax.tree.map(jnp.add, total, chunk_loss(output_logits(hidden, weight), *rest)), None
 
-    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(chunk_loss, weight, hidden[0], *(x[0] for x in rest)))
-    return jax.lax.scan(body, zero, (hidden, rest))[0]
-
-
-def _forward(chunk_loss: Callable[..., Any], weight: Array, hidden: Array, rest: tuple[Array, ...]) -> Any:
-    def body(carry: Any, chunk: Any) -> tuple[Any, Array]:
-        total, weight_gradient = carry
-        loss, pullback, sums = jax.vjp(lambda w, h: chunk_loss(w, h, *chunk[1]), weight, chunk[0], has_aux=True)
-        d_weight, d_hidden = pullback(jnp.ones_like(loss))
-        return (jax.tree.map(jnp.add, total, (loss, sums)), weight_gradient + d_weight), d_hidden
-
-    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(chunk_loss, weight, hidden[0], *(x[0] for x in rest)))
-    (total, weight_gradient), hidden_gradient = jax.lax.scan(body, (zero, jnp.zeros_like(weight)), (hidden, rest))
-    return total, (weight_gradient, hidden_gradient)
+    return jax.lax.scan(add, _zero(chunk_loss, weight, hidden, targets, mask), (hidden, targets, mask))[0]
 
 
-def _backward(chunk_loss: Callable[..., Any], gradients: tuple[Array, Array], cotangents: Any) -> Any:
+def _zero(chunk_loss: ChunkLoss, weight: Array, hidden: Array, targets: Array, mask: Array) -> Any:
+    """Sums over no chunk."""
+    first = jax.eval_shape(output_logits, hidden[0], weight), targets[0], mask[0]
+    return jax.tree.map(jnp.zeros_like, jax.eval_shape(chunk_loss, *first))
+
+
+def _forward(chunk_loss: ChunkLoss, weight: Array, hidden: Array, targets: Array, mask: Array) -> Any:
+    """The same, and the gradients by `weight` and `hidden`."""
+    operand = weight.astype(hidden.dtype)
+
+    def add(carry: Any, chunk: Any) -> tuple[Any, Array]:
+        total, d_weight = carry
+        hidden, *rest = chunk
+        logits = output_logits(hidden, operand)
+        loss, pullback, sums = jax.vjp(lambda logits: chunk_loss(logits, *rest), logits, has_aux=True)
+        (d_logits,) = pullback(jnp.ones_like(loss))
+        d_logits = d_logits.astype(hidden.dtype)
+        d_weight += _product("...d,...v->dv", hidden, d_logits).astype(weight.dtype)
+        d_hidden = _product("...v,dv->...d", d_logits, operand).astype(hidden.dtype)
+        return (jax.tree.map(jnp.add, total, (loss, sums)), d_weight), d_hidden
+
+    zero = _zero(chunk_loss, operand, hidden, targets, mask), jnp.zeros_like(weight)
+    (total, d_weight), d_hidden = jax.lax.scan(add, zero, (hidden, targets, mask))
+    return total, (d_weight, d_hidden)
+
+
+def _backward(chunk_loss: ChunkLoss, gradients: tuple[Array, Array], cotangents: Any) -> Any:
     scale, _ = cotangents
-    weight_gradient, hidden_gradient = gradients
-    return scale * weight_gradient, (scale * hidden_gradient).astype(hidden_gradient.dtype), None
+    d_weight, d_hidden = gradients
+    return scale * d_weight, (scale * d_hidden).astype(d_hidden.dtype), None, None
 
 
 _sum_over_chunks.defvjp(_forward, _backward)

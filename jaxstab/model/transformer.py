@@ -68,6 +68,32 @@ def _declared(axes: tuple[str | None, ...]) -> Callable[..., Any]:
     return nn.with_logical_partitioning(nn.initializers.zeros, axes)
 
 
+@jax.custom_vjp
+def _mixed_linear(x: Array, kernel: Array) -> Array:
+    return x @ kernel.astype(x.dtype)
+
+
+def _mixed_linear_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _mixed_linear(x, kernel), (x, kernel)
+
+
+def _mixed_linear_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    d_kernel = jnp.einsum("...i,...o->io", x, dy, preferred_element_type=kernel.dtype)
+    return dy @ kernel.astype(x.dtype).T, d_kernel
+
+
+_mixed_linear.defvjp(_mixed_linear_forward, _mixed_linear_backward)
+
+
+def linear(x: Array, kernel: Array) -> Array:
+    """x W in the dtype of `x`. The gradient of a float32 kernel is a float32 sum, over devices too, where `x` is bf16.
+
+    Differentiated by itself, the cast of the kernel would round the gradient to bf16 before it is summed over devices.
+    """
+    return x @ kernel if x.dtype == kernel.dtype else _mixed_linear(x, kernel)
+
+
 class Linear(nn.Module):
     """x W + b in the compute dtype. The bias is cast once it is broadcast, so that its gradient is a float32 sum."""
 
@@ -79,7 +105,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", _declared(self.axes), (x.shape[-1], self.features))
-        y = x @ kernel.astype(self.config.dtype)
+        y = linear(x, kernel)
         if self.bias:
             bias = self.param("bias", _declared(self.axes[1:]), (self.features,))
             y = y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)

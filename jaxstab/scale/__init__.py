@@ -1,5 +1,25 @@
 """Running on many devices."""
 
-from jaxstab.scale.mesh import AXES, RULES, MeshConfig, batch_sharding, make_mesh, replicated, shardings, spec
+from jaxstab.scale.mesh import (
+    AXES,
+    RULES,
+    RULES_WITHIN_REPLICA,
+    MeshConfig,
+    batch_sharding,
+    make_mesh,
+    replicated,
+    shardings,
+    spec,
+)
 
-__all__ = ["AXES", "RULES", "MeshConfig", "batch_sharding", "make_mesh", "replicated", "shardings", "spec"]
+__all__ = [
+    "AXES",
+    "RULES",
+    "RULES_WITHIN_REPLICA",
+    "MeshConfig",
+    "batch_sharding",
+    "make_mesh",
+    "replicated",
+    "shardings",
+    "spec",
+]

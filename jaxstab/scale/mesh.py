@@ -27,6 +27,8 @@ RULES = (
     ("positions", None),
     ("layers", None),
 )
+# The same where a function is mapped over replicas.
+RULES_WITHIN_REPLICA = (("batch", "fsdp"), *RULES[1:])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from jaxstab.stability.bounds import attention_bound, mlp_bound
 from jaxstab.stability.config import StabilityConfig
 from jaxstab.stability.full import weight_statistics
 from jaxstab.stability.gradients import gradient_statistics
-from jaxstab.stability.guard import DEVIATIONS, Guard, judge, start, told
+from jaxstab.stability.guard import DEVIATIONS, Guard, advance, detector_metrics, judge, start
 from jaxstab.stability.light import light
 from jaxstab.stability.norms import gates, global_norm, matrix_norm, matrix_rms, nonfinite_fraction, update_ratio
 from jaxstab.stability.spectra import jacobian_norm, spectral_norm, stable_rank
@@ -15,7 +15,9 @@ __all__ = [
     "DEVIATIONS",
     "Guard",
     "StabilityConfig",
+    "advance",
     "attention_bound",
+    "detector_metrics",
     "deviations_over",
     "gates",
     "global_norm",
@@ -34,7 +36,6 @@ __all__ = [
     "tev_histogram",
     "token_matrices",
     "token_variability",
-    "told",
     "update_ratio",
     "weight_statistics",
 ]

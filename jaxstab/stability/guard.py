@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxstab.stability import spikes
 from jaxstab.stability.config import StabilityConfig
@@ -43,54 +43,85 @@ class Verdict(NamedTuple):
 
 
 def start() -> Guard:
-    """A guard that has seen nothing."""
+    """The guard of a run that has taken no step yet."""
     zero = jnp.zeros((), jnp.int32)
     return Guard(spikes.windows(), zero, zero, jnp.zeros((), bool))
 
 
-def judge(
-    config: StabilityConfig, guard: Guard, seen_Q: Float[Array, " Q"], finite: Bool[Array, ""]
-) -> tuple[Guard, Verdict]:
-    """Judges a step.
+def judge(config: StabilityConfig, guard: Guard, readings_Q: Float[Array, " Q"], finite: Bool[Array, ""]) -> Verdict:
+    """Judges a step before its update, by its loss and gradient, so that nothing has to be kept of both sides of it.
 
     Args:
       config: the rule and the responses.
       guard: before the step.
-      seen_Q: the step's loss, gradient norm and update norm, as in `spikes.QUANTITIES`.
-      finite: whether these, and all that they stand for, are.
-
-    Returns:
-      The guard after the step, and the verdict.
+      readings_Q: the detectors' readings, as in `spikes.QUANTITIES`; NaN for what isn't known yet, the update's norm.
+      finite: whether loss and gradient are.
     """
-    rule = spikes.RULES[config.rule]
-    is_watched = jnp.array([name in config.watch for name in spikes.QUANTITIES])
-    z_Q = spikes.deviations(guard.windows, seen_Q, rule.window)
-    spike = finite & (spikes.exceeds(z_Q, rule) & is_watched).any()
-    lasting = {"spike": guard.spikes >= config.max_skips, "nonfinite": guard.nonfinite >= config.max_skips}
-
-    untaken, halted = guard.halted, guard.halted
+    spike = finite & _exceeds(config, guard, readings_Q)
+    lasts = guard.spikes >= config.max_skips
+    untaken = guard.halted
     if config.on_spike != "log":
-        untaken |= spike & ~lasting["spike"] if config.on_spike == "skip" else spike
+        untaken |= spike & ~lasts if config.on_spike == "skip" else spike
     if config.on_nonfinite != "log":
         untaken |= ~finite
-    halted |= spike & (config.on_spike in ASKS_HOST)
-    halted |= ~finite & ((config.on_nonfinite in ASKS_HOST) | ((config.on_nonfinite == "skip") & lasting["nonfinite"]))
+    return Verdict(~untaken, spike, finite)
 
-    taken_in = spikes.taken_in(guard.windows, seen_Q)
+
+def advance(
+    config: StabilityConfig, guard: Guard, verdict: Verdict, readings_Q: Float[Array, " Q"]
+) -> tuple[Guard, Verdict]:
+    """The guard after a step, and the verdict with what the norm of its update adds.
+
+    The update has been taken by then: the guard can halt the steps that follow it, but not leave it out. After one that
+    isn't finite it halts under every response but `log`.
+
+    Args:
+      config: the rule and the responses.
+      guard: before the step.
+      verdict: as `judge` gave it.
+      readings_Q: all of them.
+    """
+    broken = verdict.taken & ~jnp.isfinite(readings_Q).all()
+    finite = verdict.finite & ~broken
+    spike = finite & (verdict.spike | verdict.taken & _exceeds(config, guard, readings_Q))
+
+    halted = guard.halted | spike & (config.on_spike in ASKS_HOST)
+    if config.on_nonfinite != "log":
+        lasts = guard.nonfinite >= config.max_skips
+        halted |= broken | ~finite & ((config.on_nonfinite in ASKS_HOST) | lasts)
+    with_readings = spikes.taken_in(guard.windows, readings_Q)
+    enters = verdict.taken & finite
+    windows = jax.tree.map(lambda new, old: jnp.where(enters, new, old), with_readings, guard.windows)
+    # A spike that is left out of the windows is a spike all the same.
+    counts = jnp.where(finite, with_readings.spikes, guard.windows.spikes)
     new = Guard(
-        jax.tree.map(lambda new, old: jnp.where(~untaken & finite, new, old), taken_in, guard.windows),
+        windows._replace(spikes=counts),
         jnp.where(finite, jnp.where(spike, guard.spikes + 1, 0), guard.spikes),
         jnp.where(finite, 0, guard.nonfinite + 1),
         halted,
     )
     new = jax.tree.map(lambda new, old: jnp.where(guard.halted, old, new), new, guard)
-    return new, Verdict(~untaken, spike, finite)
+    return new, Verdict(verdict.taken, spike, finite)
 
 
-def told(guard: Guard, seen_Q: Float[Array, " Q"]) -> dict[str, Array]:
-    """What the detectors say of a step, given the guard before it: deviations in both windows, and spike scores."""
-    found = {
-        name: spikes.deviations(guard.windows, seen_Q, spikes.RULES[rule].window) for rule, name in DEVIATIONS.items()
+def _exceeds(config: StabilityConfig, guard: Guard, readings_Q: Float[Array, " Q"]) -> Bool[Array, ""]:
+    """Whether one of the watched readings is a spike by the run's rule; one that is NaN is none."""
+    rule = spikes.RULES[config.rule]
+    is_watched = jnp.array([name in config.watch for name in spikes.QUANTITIES])
+    return (spikes.exceeds(spikes.deviations(guard.windows, readings_Q, rule.window), rule) & is_watched).any()
+
+
+def detector_metrics(guard: Guard, readings_Q: Float[Array, " Q"], steps: ArrayLike) -> dict[str, Array]:
+    """What the detectors say of a step: deviations in both windows, and spike scores.
+
+    Args:
+      guard: before the step.
+      readings_Q: of the step.
+      steps: how many steps there were before it.
+    """
+    by_name = {
+        name: spikes.deviations(guard.windows, readings_Q, spikes.RULES[rule].window)
+        for rule, name in DEVIATIONS.items()
     }
-    found["spike_score"] = spikes.scores(guard.windows)
-    return {f"stability/{name}/{q}": z[i] for name, z in found.items() for i, q in enumerate(spikes.QUANTITIES)}
+    by_name["spike_score"] = spikes.scores(guard.windows, steps)
+    return {f"stability/{name}/{q}": z[i] for name, z in by_name.items() for i, q in enumerate(spikes.QUANTITIES)}

@@ -44,7 +44,7 @@ class Windows(NamedTuple):
     Attributes:
       values: `[Q, LENGTH]`.
       taken: how many values each has taken in.
-      spikes: how many of those were spikes by the rule `olmo2`, `[Q]`.
+      spikes: how many values were spikes by the rule `olmo2`, `[Q]`, among them those of steps that were skipped.
     """
 
     values: Float[Array, "Q W"]
@@ -89,9 +89,9 @@ def taken_in(state: Windows, new_Q: Float[Array, " Q"]) -> Windows:
     return Windows(values, state.taken + 1, state.spikes + spikes)
 
 
-def scores(state: Windows) -> Float[Array, " Q"]:
-    """OLMo 2's spike score: the percentage of values that were spikes."""
-    return 100.0 * state.spikes / jnp.maximum(state.taken, 1)
+def scores(state: Windows, steps: ArrayLike) -> Float[Array, " Q"]:
+    """OLMo 2's spike score: the percentage of a run's steps that were spikes by the rule `olmo2`, skipped ones too."""
+    return 100.0 * state.spikes / jnp.maximum(steps, 1)
 
 
 @jax.jit

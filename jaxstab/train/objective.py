@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxstab import scale
 from jaxstab.data import segment_ids
 from jaxstab.model.loss import LossSums, chunked_loss
 from jaxstab.table import Gradients, Weights
@@ -50,6 +52,7 @@ def loss_sums(
         z_loss=config.train.z_loss,
         chunk=config.train.loss_chunk,
         softcap=config.model.logits_softcap,
+        groups=setup.mesh.shape["fsdp"],
     )
     return loss, (sums, maxima)
 
@@ -84,22 +87,42 @@ def mean_gradients(
     """The gradient of the mean loss by the effective weights, in float32, the sums behind it, and forward maxima.
 
     Sums over `count` micro-batches are divided once by the number of targets, so that it is the large batch's gradient.
+    Each of the mesh's replicas has sums of its own, which are added up at the end: no gradient travels before that.
     """
+    replicas = setup.mesh.shape["replica"]
 
     def gradient_sums(tokens: Array) -> Any:
         gradients, (sums, maxima) = jax.grad(loss_sums, argnums=1, has_aux=True)(setup, weights, tokens)
-        return jax.tree.map(jax.lax.with_sharding_constraint, gradients, setup.weight_shardings), sums, maxima
+        return jax.tree.map(jax.lax.with_sharding_constraint, gradients, setup.weight_specs), sums, maxima
 
     def add(total: Any, tokens: Array) -> Any:
-        gradients, sums, maxima = gradient_sums(tokens)
+        gradients, sums, maxima = _of_replicas(gradient_sums, replicas)(tokens)
         added = jax.tree.map(jnp.add, total[:2], (gradients, sums))
         return (*added, jax.tree.map(jnp.maximum, total[2], maxima))
 
-    gradients, sums, maxima = jax.eval_shape(gradient_sums, tokens_BS[: len(tokens_BS) // count])
+    part = tokens_BS[: len(tokens_BS) // count]
+    gradients, sums, maxima = jax.eval_shape(_of_replicas(gradient_sums, replicas), part)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradients, sums))
     lowest = jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), maxima)
     gradients, sums, maxima = scan_micro_batches(add, (*zero, lowest), tokens_BS, count)
+    if replicas > 1:
+        gradients, sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), (gradients, sums))
+        maxima = jax.tree.map(lambda x: jnp.max(x, axis=0), maxima)
+    gradients = jax.tree.map(jax.lax.with_sharding_constraint, gradients, setup.weight_specs)
     return jax.tree.map(lambda gradient: gradient / sums.targets, gradients), sums, maxima
+
+
+def _of_replicas(function: Callable[[Array], Any], replicas: int) -> Callable[[Array], Any]:
+    """`function` of each replica's rows, with a leading axis over replicas where there are several."""
+    if replicas == 1:
+        return function
+
+    def of_replicas(tokens: Array) -> Any:
+        with nn.logical_axis_rules(scale.RULES_WITHIN_REPLICA):
+            rows = tokens.reshape(replicas, -1, *tokens.shape[1:])
+            return jax.vmap(function, spmd_axis_name="replica")(rows)
+
+    return of_replicas
 
 
 def evaluation_sums(

@@ -45,13 +45,17 @@ def train_step(
     else:
         clipped_raw_gradients, clip = optimizer.clip.update(_at_most(hypers.max_norm, raw_gradients, norm), state.clip)
         was_clipped = stability.global_norm(reparam.table, clipped_raw_gradients) < 0.9999 * norm
-    updates, rule = optimizer.update.update(clipped_raw_gradients, state.optimizer, state.raw, hypers=hypers)
+    # Made once: XLA would clip anew for every moment, which keeps old moments alive beside the new ones.
+    clipped_raw_gradients = jax.lax.optimization_barrier(clipped_raw_gradients)
 
-    loss, update_norm = sums.cross_entropy / sums.targets, stability.global_norm(reparam.table, updates)
-    readings_Q = jnp.stack([loss, norm, update_norm])
-    finite = jnp.isfinite(readings_Q).all() & jnp.isfinite(norm_effective)
-    guard, verdict = stability.judge(config.stability, state.guard, readings_Q, finite)
+    loss = sums.cross_entropy / sums.targets
+    finite = jnp.isfinite(jnp.stack([loss, norm, norm_effective])).all()
+    verdict = stability.judge(config.stability, state.guard, jnp.stack([loss, norm, jnp.nan]), finite)
+    updates, rule = optimizer.update.update(clipped_raw_gradients, state.optimizer, state.raw, hypers=hypers)
     new_raw: Raw = optimizer.project(optax.apply_updates(state.raw, updates), maxima)
+    update_norm = stability.global_norm(reparam.table, updates)
+    readings_Q = jnp.stack([loss, norm, update_norm])
+    guard, verdict = stability.advance(config.stability, state.guard, verdict, readings_Q)
     new = TrainState(state.step + 1, new_raw, reparam_state, clip, rule, guard)
     next_state = jax.tree.map(functools.partial(jnp.where, verdict.taken), new, state._replace(guard=guard))
     scalars: dict[str, Any] = {
@@ -68,7 +72,7 @@ def train_step(
         "train/skipped": ~verdict.taken,
         "train/halted": guard.halted,
     }
-    scalars |= stability.told(state.guard, readings_Q)
+    scalars |= stability.detector_metrics(state.guard, readings_Q, state.step)
     scalars = {name: value.astype(jnp.promote_types(value.dtype, jnp.float32)) for name, value in scalars.items()}
     if config.stability.measure == "off":
         return next_state, (scalars, {})

@@ -1,5 +1,7 @@
 """The rules of spikes against NumPy in float64, the same in the step and over a series."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,19 +58,46 @@ def test_a_constant_series_has_no_spikes():
     assert not any(spikes.exceeds(found[name], rule).any() for name, rule in spikes.RULES.items())
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def judged(config, state, readings):
+    """A step of finite loss and gradient: judged before its update, and once the update's norm is known."""
+    verdict = guard.judge(config, state, readings.at[2].set(jnp.nan), jnp.array(True))
+    return guard.advance(config, state, verdict, readings)
+
+
 def test_the_step_says_what_the_series_says():
     dice = np.random.default_rng(1)
     series = 1 + 0.1 * dice.normal(size=(200, 3)).astype(np.float32)
     series[150, 1] = 9
     state = guard.start()
-    judge = jax.jit(guard.judge, static_argnums=0)
     told, flags = [], []
     for row in series:
-        told.append(guard.told(state, jnp.asarray(row)))
-        state, verdict = judge(StabilityConfig(), state, jnp.asarray(row), jnp.array(True))
+        told.append(guard.detector_metrics(state, jnp.asarray(row), len(told)))
+        state, verdict = judged(StabilityConfig(), state, jnp.asarray(row))
         flags.append(bool(verdict.spike))
     for index, name in enumerate(spikes.QUANTITIES):
         found = [step[f"stability/deviation/{name}"] for step in told]
         np.testing.assert_allclose(found, deviations_over(series[:, index])["skip_step"], rtol=1e-4, atol=1e-4)
     assert np.flatnonzero(flags).tolist() == [150]
-    assert spikes.scores(state.windows).tolist() == pytest.approx([0, 0.5, 0])
+    assert spikes.scores(state.windows, 200).tolist() == pytest.approx([0, 0.5, 0])
+
+
+def test_spikes_of_skipped_steps_count_in_the_score():
+    state = guard.start()
+    for loss in [*np.linspace(1, 1.1, 100), 50, 1.05]:
+        state, verdict = judged(StabilityConfig(on_spike="skip"), state, jnp.full(3, loss, jnp.float32))
+    assert state.windows.taken == 101 and verdict.taken
+    assert guard.detector_metrics(state, jnp.ones(3), 102)["stability/spike_score/loss"] == pytest.approx(100 / 102)
+
+
+@pytest.mark.parametrize("response", ["log", "skip", "rollback", "stop"])
+def test_an_update_that_spikes_or_is_not_finite_halts_what_follows(response):
+    """It has been taken by the time that its norm is known."""
+    config = StabilityConfig(on_spike=response, on_nonfinite=response, watch=("update_norm",))
+    before = guard.start()
+    for value in np.linspace(1, 1.1, 100):
+        before, _ = judged(config, before, jnp.full(3, value, jnp.float32))
+    after, verdict = judged(config, before, jnp.array([1, 1, 50.0]))
+    assert verdict.taken and verdict.spike and after.halted == (response in ("rollback", "stop"))
+    after, verdict = judged(config, before, jnp.array([1, 1, jnp.nan]))
+    assert verdict.taken and not verdict.finite and after.halted == (response != "log")

@@ -1,0 +1,84 @@
+"""What devices send each other in a step: every gradient once, in float32, whatever the compute dtype."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxstab import scale
+from jaxstab.model.config import ModelConfig
+from jaxstab.optimize import Hypers
+from jaxstab.scale import MeshConfig
+from jaxstab.scale.collectives import collectives
+from jaxstab.table import count
+from jaxstab.train.config import Config
+from jaxstab.train.program import build
+
+BASE = Config()
+MICRO_BATCHES, CHUNKS = 2, 4
+MODEL = ModelConfig(16, 2, heads=4, vocabulary=64, max_length=16, dtype="bfloat16", remat="none")
+LM_HEAD = 4 * 16 * 64  # bytes
+
+
+@functools.cache
+def step_of(**mesh):
+    """The program, and its collectives, of a bf16 step in micro-batches and chunks of the loss."""
+    program = build(
+        dataclasses.replace(
+            BASE,
+            model=MODEL,
+            mesh=MeshConfig(**mesh),
+            data=dataclasses.replace(BASE.data, length=16),
+            train=dataclasses.replace(
+                BASE.train, batch_size=16, accumulation=MICRO_BATCHES, loss_chunk=16 // CHUNKS, steps=10
+            ),
+            optimizer=dataclasses.replace(BASE.optimizer, warmup=2),
+            stability=dataclasses.replace(BASE.stability, measure="off"),
+        )
+    )
+    tokens = jax.ShapeDtypeStruct((16, 17), np.int32)
+    hypers = jax.device_put(Hypers(*map(np.float32, (1e-3, 0.1, np.inf))), scale.replicated(program.setup.mesh))
+    return program, collectives(program.step.lower(program.abstract_state, tokens, hypers).compile().as_text())
+
+
+def test_replicas_add_their_gradients_up_once_a_step():
+    program, sent = step_of(replica=8)
+    parameters = 4 * count(program.setup.stored_table)
+    assert list(sent) == ["all-reduce f32"]
+    assert parameters <= sent["all-reduce f32"]["bytes"] <= parameters + 1000, sent
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}], ids=str)
+def test_sums_over_devices_are_float32_under_bf16(mesh):
+    _, sent = step_of(**mesh)
+    sums = [kind for kind in sent if kind.startswith(("all-reduce", "reduce-scatter"))]
+    assert sums and all(kind.endswith(("f32", "s32", "pred")) for kind in sums), sent
+
+
+def test_the_gradient_of_lm_head_is_summed_over_devices_once_a_micro_batch_and_not_once_a_chunk():
+    program, sent = step_of(fsdp=8)
+    parameters = 4 * count(program.setup.stored_table)
+    summed = sent["all-reduce f32"]["bytes"] + sent.get("reduce-scatter f32", {"bytes": 0})["bytes"]
+    assert summed < MICRO_BATCHES * parameters + CHUNKS * LM_HEAD, sent
+
+
+def test_collectives_in_loops_count_as_often_as_these_turn():
+    text = """HloModule m
+%body (a: f32[4]) -> f32[4] {
+  ROOT %r = f32[4]{0} all-reduce(%a), to_apply=%add
+}
+%cond (a: f32[4]) -> pred[] {
+}
+%add (a: f32[], b: f32[]) -> f32[] {
+}
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %g = (bf16[2,3]{1,0}, bf16[5]{0}) all-gather-start(%x), dimensions={0}
+  %w = f32[4]{0} while(%x), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+    assert collectives(text) == {
+        "all-gather bf16": {"count": 1, "bytes": 2 * (6 + 5)},
+        "all-reduce f32": {"count": 3, "bytes": 3 * 16},
+    }
