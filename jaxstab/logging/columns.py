@@ -6,6 +6,7 @@ Rows have `step` (int64), `name` (`stability/update_ratio/down_proj`) and `value
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +94,54 @@ def _read(path: Path) -> pa.Table:
 
 
 def read_measurements(workdir: str | Path, after: int = -1) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The measurements of a run after a step, also of one that is still going (up to its last flush).
+    """The measurements of a run after a step, also of a run that is still going (up to its last flush).
 
     Returns:
       For each name: steps, int64[n], ascending, and values, float32[n, layers]. Empty where there are none.
+
+    Raises:
+      ValueError: the vectors of one name differ in length.
     """
-    rows: dict[str, list[tuple[int, list[float]]]] = defaultdict(list)
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
     for path in _parts(Path(workdir) / DIRECTORY):
-        if int(path.stem.split("-")[1]) <= after:
-            continue
-        columns = _read(path).filter(pc.field("step") > after).to_pydict()
-        for step, name, values in zip(columns["step"], columns["name"], columns["values"], strict=True):
-            rows[name].append((step, values))
-    return {name: _stacked(sorted(pairs, key=lambda pair: pair[0])) for name, pairs in rows.items()}
+        if int(path.stem.split("-")[1]) > after:
+            for name, steps, values in _by_name(_read(path), after):
+                parts[name].append((steps, values))
+    return {name: _joined(name, parts.pop(name)) for name in list(parts)}
 
 
-def _stacked(pairs: list[tuple[int, list[float]]]) -> tuple[np.ndarray, np.ndarray]:
-    steps, values = zip(*pairs, strict=True)
-    return np.array(steps, np.int64), np.array(values, np.float32)
+def _by_name(table: pa.Table, after: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Each name of a part with its steps `[n]` and values `[n, layers]`, in the order of the rows.
+
+    The rows of a part, 50,000 or so, are never Python objects: the vectors stand one after another in Arrow's buffer of
+    floats, and a name's vectors are gathered from there.
+    """
+    steps = table["step"].to_numpy()
+    names = table["name"].combine_chunks().dictionary_encode()
+    lists = table["values"].combine_chunks()
+    floats = lists.flatten().to_numpy()
+    lengths = lists.value_lengths().to_numpy()
+    starts = np.cumsum(lengths) - lengths
+    codes = np.where(steps > after, names.indices.to_numpy(), len(names.dictionary))  # the last group is left out
+    order = np.argsort(codes, kind="stable")
+    ends = np.searchsorted(codes[order], np.arange(len(names.dictionary)), side="right")
+    for name, rows in zip(names.dictionary.to_pylist(), np.split(order, ends)[:-1], strict=True):
+        if len(rows):
+            layers = _only_length(name, lengths[rows])
+            yield name, steps[rows], floats[starts[rows, None] + np.arange(layers)]
+
+
+def _only_length(name: str, lengths: np.ndarray) -> int:
+    if np.any(lengths != lengths[0]):
+        raise ValueError(f"measurement {name} has vectors of different lengths: {np.unique(lengths).tolist()}")
+    return int(lengths[0])
+
+
+def _joined(name: str, parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The steps and values of a name from all parts, sorted by step."""
+    _only_length(name, np.array([values.shape[1] for _, values in parts]))
+    steps, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if np.all(steps[1:] >= steps[:-1]):
+        return steps, values
+    order = np.argsort(steps, kind="stable")
+    return steps[order], values[order]

@@ -18,6 +18,7 @@ from typing import Any
 from jaxstab.config import UserError
 
 PENDING_LINES = 100_000
+SPIKE = b'"train/spike": 1'
 
 
 class MetricsFile:
@@ -78,6 +79,14 @@ def purge(path: Path, last_step: int, attempt: int) -> None:
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_bytes(b"".join(kept))
         temporary.replace(path)
+
+
+def count_spikes(path: Path, last_step: int, attempt: int) -> int:
+    """The steps up to `last_step` of `attempt` that were spikes, those of earlier attempts included."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as lines:  # a search of bytes first, since parsing every line takes as long as reading a run
+        return sum(SPIKE in line and _place_of(line) <= (attempt, last_step) for line in lines)
 
 
 def _place_of(line: bytes) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What a run tells: one door to the metrics file, the columns of measurements, TensorBoard and the console."""
+"""What a run writes and shows: its metrics, its measurements, TensorBoard and the console, through one class."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,10 +14,11 @@ from rich.console import Console
 from jaxstab.config import UserError, at_least, option
 from jaxstab.logging.columns import MeasurementFiles
 from jaxstab.logging.console import RunConsole
-from jaxstab.logging.jsonl import MetricsFile
-from jaxstab.logging.tensorboard import TensorBoard, Thinner, by_layer, take_histograms
+from jaxstab.logging.dashboard import Dashboard
+from jaxstab.logging.jsonl import MetricsFile, count_spikes
 
 METRICS = "metrics.jsonl"
+EVENTS = "TensorBoard events"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class LogConfig:
 
 
 class RunLogger:
-    """Writes what a run tells into `workdir`; also a context manager.
+    """Writes what a run reports into `workdir`; also a context manager.
 
     Failing to write never stops a run: it is reported once for each kind of file, and tried again later.
     """
@@ -44,6 +46,7 @@ class RunLogger:
         attempt: int,
         total_steps: int,
         console: Console | None = None,
+        run_config: Mapping[str, Any] | None = None,
     ):
         """Continues the files of `workdir`.
 
@@ -55,6 +58,7 @@ class RunLogger:
           attempt: carried by every line of metrics; lines of earlier attempts stay.
           total_steps: at which the run ends.
           console: for the lines; the standard output by default.
+          run_config: the flat config of the run, shown in TensorBoard.
 
         Raises:
           UserError: `workdir` cannot be made.
@@ -67,9 +71,16 @@ class RunLogger:
         self._failed: set[str] = set()
         self._metrics = MetricsFile(workdir / METRICS, last_step, attempt)
         self._measurements = MeasurementFiles(workdir, last_step)
-        self._tensorboard = TensorBoard(workdir, last_step) if config.tensorboard_every else None
-        self._thinner = Thinner(config.tensorboard_every)
         self._console = RunConsole(total_steps, max(last_step, 0), config.console_seconds, console)
+        self._dashboard: Dashboard | None = None
+        if config.tensorboard_every:
+            spikes = 0
+            with self._surviving(METRICS):
+                spikes = count_spikes(workdir / METRICS, last_step, attempt)
+            self._dashboard = Dashboard(workdir, last_step, config.tensorboard_every, total_steps, spikes)
+            if run_config:
+                with self._surviving(EVENTS):
+                    self._dashboard.start(max(last_step, 0), run_config)
 
     def __enter__(self) -> RunLogger:
         return self
@@ -92,13 +103,9 @@ class RunLogger:
         for name, values in arrays.items():
             with self._surviving("measurements"):
                 self._measurements.add(step, name, values)
-        if self._tensorboard:
-            with self._surviving("TensorBoard events"):
-                due = self._thinner(step, {**scalars, **arrays})
-                vectors = {name: due.pop(name) for name in arrays if name in due}
-                for histogram in take_histograms(vectors):
-                    self._tensorboard.histogram(step, *histogram)
-                self._tensorboard.scalars(step, {**due, **dict(by_layer(vectors))})
+        if self._dashboard:
+            with self._surviving(EVENTS):
+                self._dashboard.train(step, scalars, arrays)
         with self._surviving("progress"):
             self._console.train(step, scalars)
 
@@ -106,17 +113,23 @@ class RunLogger:
         """Takes an evaluation's results, `eval/<set>/perplexity`; every one is written and shown."""
         with self._surviving(METRICS):
             self._metrics.write(step, scalars)
-        if self._tensorboard:
-            with self._surviving("TensorBoard events"):
-                self._tensorboard.scalars(step, scalars)
+        if self._dashboard:
+            with self._surviving(EVENTS):
+                self._dashboard.eval(step, scalars)
         self.notice(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
 
     def text(self, step: int, name: str, text: str) -> None:
         """Takes a text, such as a generated sample, for TensorBoard and the console."""
-        if self._tensorboard:
-            with self._surviving("TensorBoard events"):
-                self._tensorboard.text(step, name, text)
+        if self._dashboard:
+            with self._surviving(EVENTS):
+                self._dashboard.text(step, name, text)
         self.notice(f"step {step}  {name}:\n{_printable(text)}")
+
+    def complete(self) -> None:
+        """Marks the run as complete; called after everything of its last step was taken."""
+        if self._dashboard:
+            with self._surviving(EVENTS):
+                self._dashboard.complete()
 
     def notice(self, line: str) -> None:
         """Shows a line to the person who watches."""
@@ -133,16 +146,16 @@ class RunLogger:
             self._metrics.flush()
         with self._surviving("measurements"):
             self._measurements.flush()
-        if self._tensorboard:
-            with self._surviving("TensorBoard events"):
-                self._tensorboard.flush()
+        if self._dashboard:
+            with self._surviving(EVENTS):
+                self._dashboard.flush()
 
     def close(self) -> None:
         """Flushes, says what could not be written at last, and gives the terminal back."""
         self.flush()
-        if self._tensorboard:
-            with self._surviving("TensorBoard events"):
-                self._tensorboard.close()
+        if self._dashboard:
+            with self._surviving(EVENTS):
+                self._dashboard.close()
         for what, pending in ((METRICS, self._metrics.pending), ("measurements", self._measurements.pending)):
             if pending:
                 self.notice(f"{pending:,} lines of {what} could not be written and are lost")

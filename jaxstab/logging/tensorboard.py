@@ -1,4 +1,4 @@
-"""TensorBoard event files, in `workdir/tensorboard`: a thinned view of the metrics."""
+"""TensorBoard event files, in `workdir/tensorboard`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tensorboardX import summary
@@ -34,27 +33,38 @@ class TensorBoard:
         """Writes scalars; raises OSError where that fails."""
         if values:
             parts = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-            self._write(step, Summary(value=parts))
+            self.write(step, Summary(value=parts))
 
     def histogram(self, step: int, name: str, counts: np.ndarray, edges: np.ndarray) -> None:
         """Writes counts `[n]` between edges `[n + 1]`, ascending; raises OSError where that fails."""
         middles, total = (edges[1:] + edges[:-1]) / 2, float(counts.sum())
         moments = float(counts @ middles), float(counts @ np.square(middles))
         span = float(edges[0]), float(edges[-1])
-        self._write(step, summary.histogram_raw(name, *span, total, *moments, edges[1:].tolist(), counts.tolist()))
+        self.write(step, summary.histogram_raw(name, *span, total, *moments, edges[1:].tolist(), counts.tolist()))
 
     def text(self, step: int, name: str, text: str) -> None:
         """Writes a text, shown as it is, not as Markdown; raises OSError where that fails."""
-        self._write(step, summary.text(name, "\n".join("    " + line for line in text.splitlines())))
+        self.write(step, summary.text(name, "\n".join("    " + line for line in text.splitlines())))
 
-    def _write(self, step: int, content: Summary) -> None:
+    def image(self, step: int, name: str, png: bytes, width: int, height: int) -> None:
+        """Writes a PNG picture of `width` by `height` pixels; raises OSError where that fails."""
+        image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+        self.write(step, Summary(value=[Summary.Value(tag=name, image=image)]))
+
+    def write(self, step: int, content: Summary) -> bool:
+        """Writes any summary; raises OSError where that fails.
+
+        Returns:
+          Whether it was written: for a minute after a failure nothing is.
+        """
         if time.monotonic() < self._retry:
-            return
+            return False
         with self._retried_later():
             self._writer = self._writer or self._opened()
             self._writer.write_event(Event(step=step, wall_time=time.time(), summary=content))
         if time.monotonic() - self._flushed > SECONDS_BETWEEN_FLUSHES:
             self.flush()
+        return True
 
     @contextlib.contextmanager
     def _retried_later(self) -> Iterator[None]:
@@ -88,30 +98,3 @@ class TensorBoard:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
-
-
-class Thinner:
-    """Lets a name through once in `every` steps, whatever its own cadence."""
-
-    def __init__(self, every: int):
-        self._every = every
-        self._next: dict[str, int] = {}
-
-    def __call__(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values that are due at `step`; those of a name come at least `every` steps apart."""
-        due = {name: value for name, value in values.items() if step >= self._next.get(name, step)}
-        self._next |= dict.fromkeys(due, step + self._every)
-        return due
-
-
-def by_layer(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:
-    """The entries of vectors over layers as scalars: `stability/update_ratio/down_proj/11`."""
-    for name, values in arrays.items():
-        for layer, value in enumerate(values):
-            yield f"{name}/{layer}", float(value)
-
-
-def take_histograms(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Takes `x_histogram/role` and `x_histogram_edges/role` out of `arrays`, as (name, counts, edges)."""
-    for name in [name for name in arrays if "_histogram/" in name]:
-        yield name, arrays.pop(name), arrays.pop(name.replace("_histogram/", "_histogram_edges/"))

@@ -87,7 +87,8 @@ def _attempt(
     say(_plan(program, corpus, workdir, start, total))
     state = restored[1] if restored else program.init(config.train.seed)
     del restored
-    with RunLogger(workdir, config.log, start or None, journal.attempt, total, console) as logger:
+    settings = flatten(config)
+    with RunLogger(workdir, config.log, start or None, journal.attempt, total, console, settings) as logger:
         seen = incidents.Incidents(workdir, config.stability.incidents, journal.attempt, start)
         run = Run(program, corpus, texts, logger, checkpoints, identity, workdir, journal, seen)
         with StopRequest().listening() as request:
@@ -95,6 +96,7 @@ def _attempt(
                 run.advance(state, start, request)
             except RolledBack:
                 return True
+        logger.complete()
     say(f"Complete: {total} steps.\n{_how_to_go_on(workdir, total)}")
     return False
 

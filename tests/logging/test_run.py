@@ -53,7 +53,7 @@ def test_every_sink_is_told(tmp_path):
     assert [line.get("train/loss") for line in read_metrics(workdir / "metrics.jsonl")] == [9.0, 8.0, 7.0, None]
     np.testing.assert_array_equal(read_measurements(workdir)[RATIO][1], [[1] * 3, [2] * 3, [3] * 3])
     assert points(workdir, "train/loss") == [(1, 9.0), (2, 8.0), (3, 7.0)]
-    assert points(workdir, f"{RATIO}/2") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert points(workdir, "update_ratio/down_proj/layer_2") == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert points(workdir, "eval/valid/loss") == [(3, 2.5)]
     (sample,) = curves(workdir).Tensors("sample/text_summary")
     assert b"def f():" in sample.tensor_proto.string_val[0]
@@ -69,7 +69,7 @@ def test_resuming_joins_the_parts(tmp_path):
     train(run, range(1, 6))
     run.flush()
     train(run, range(6, 9))
-    run._tensorboard.flush()  # what a killed run may have brought to disk after its checkpoint
+    run._dashboard.flush()  # what a killed run may have brought to disk after its checkpoint
     with logger(tmp_path, resume=5)[0] as run:
         train(run, range(6, 11))
     lines = read_metrics(tmp_path / "metrics.jsonl")
@@ -116,7 +116,7 @@ def test_tensorboard_is_thinned_and_the_metrics_file_is_not(tmp_path):
         for step in range(1, 13):
             run.train(step, {"train/loss": step}, {RATIO: np.ones(2)} if step % 3 == 0 else None)
     assert [step for step, _ in points(tmp_path, "train/loss")] == [1, 5, 9]
-    assert [step for step, _ in points(tmp_path, f"{RATIO}/0")] == [3, 9]
+    assert [step for step, _ in points(tmp_path, "update_ratio/down_proj/layer_0")] == [3, 9]
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 12
 
 
@@ -127,7 +127,7 @@ def test_histograms_are_shown_as_histograms(tmp_path):
     (shown,) = curves(tmp_path).Histograms("s/tev_histogram/lm_head")
     assert shown.step == 1 and shown.histogram_value.bucket == [1, 3] and shown.histogram_value.bucket_limit == [1, 2]
     assert shown.histogram_value.sum == 0.5 + 3 * 1.5 and shown.histogram_value.num == 4
-    assert curves(tmp_path).Tags()["scalars"] == ["train/loss"]
+    assert curves(tmp_path).Tags()["scalars"] == ["train/loss", "Overview/loss"]
 
 
 def test_no_tensorboard_where_none_is_asked_for(tmp_path):

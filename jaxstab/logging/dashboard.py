@@ -1,0 +1,233 @@
+"""What TensorBoard shows of a run, whatever the model's depth.
+
+- `Overview`, the first section: loss, gradient norm, spikes, learning rate, tokens per second.
+- A section per measurement, with a tag per role and layer, `update_ratio/down_proj/layer_07`. Of a deep model these are
+  eight layers, evenly spaced, and the lowest and the highest value of all layers; `measurements/` has every layer.
+- A heat map of all layers and roles in the sections of the measurements that tell most.
+- Custom Scalars has the same sections; there the layers of a role are the lines of one chart.
+- Text has the run's config and its samples, HParams a line per run.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.proto.summary_pb2 import Summary
+
+from jaxstab.logging.heat_map import draw_heat_map
+from jaxstab.logging.tensorboard import TensorBoard
+
+OVERVIEW = {
+    "train/loss": "Overview/loss",
+    "eval/validation/loss": "Overview/validation_loss",
+    "train/grad_norm": "Overview/grad_norm",
+    "train/learning_rate": "Overview/learning_rate",
+    "train/tokens_per_second": "Overview/tokens_per_second",
+}
+SPIKES = "Overview/spikes"
+LAYER_LINES = 8
+LAYER_TAG = re.compile(r"(.+)/(layer_\d+|(min|max)_over_layers)")
+HEAT_MAPS = ("update_ratio", "grad_norm_effective", "max_attention_logit")
+HEAT_MAPS_PER_RUN = 100
+SECONDS_BETWEEN_HEAT_MAPS = 60  # drawing one takes about a tenth of a second
+HPARAM_SECTIONS = ("model", "init", "reparam", "optimizer", "train")
+FINAL_METRICS = ("train/loss", "eval/validation/loss")
+
+ByMeasurement = Mapping[str, Mapping[str, np.ndarray]]  # {measurement: {role: [layers]}}
+
+
+class Dashboard:
+    """Writes TensorBoard's view of a run; every method raises OSError where writing fails."""
+
+    def __init__(self, workdir: Path, last_step: int, every: int, total_steps: int, spikes: int):
+        """Continues the view after `last_step`.
+
+        Args:
+          workdir: the directory of the run.
+          last_step: later steps of earlier files are not shown any more.
+          every: the fewest steps between two points of a curve.
+          total_steps: the step at which the run ends.
+          spikes: how many steps up to `last_step` were spikes.
+        """
+        self._board = TensorBoard(workdir, last_step)
+        self._thinner = Thinner(every)
+        self._heat_map_times = HeatMapTimes(total_steps)
+        self._total = total_steps
+        self._spikes = spikes
+        self._tags: set[str] = set()
+        self._session_end: Summary | None = None
+
+    def start(self, step: int, run_config: Mapping[str, Any]) -> None:
+        """Writes the flat config of the run, as a text and as its line in HParams."""
+        self.text(step, "config", "\n".join(f"{key} = {value}" for key, value in run_config.items()))
+        metrics = dict.fromkeys(FINAL_METRICS)
+        experiment, session_start, self._session_end = summary.hparams(hparams(run_config), metrics)
+        self._board.write(step, experiment)
+        self._board.write(step, session_start)
+
+    def train(self, step: int, scalars: Mapping[str, float], arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes those metrics of a step that are due: each once in `every` steps, all of them at the last step."""
+        self._spikes += bool(scalars.get("train/spike"))
+        due: dict[str, Any] = {**scalars, **arrays}
+        if step < self._total:
+            due = self._thinner(step, due)
+        vectors = {name: due.pop(name) for name in arrays if name in due}
+        for name, counts, edges in take_histograms(vectors):
+            self._board.histogram(step, _tag(name), counts, edges)
+        by_measurement = _by_measurement(vectors)
+        values = scalar_tags(due) | layer_tags(by_measurement)
+        if "train/spike" in due:
+            values[SPIKES] = float(self._spikes)
+        self._write_scalars(step, values)
+        for measurement in HEAT_MAPS:
+            if measurement in by_measurement and self._heat_map_times.due(step, measurement):
+                self._board.image(step, f"{measurement}/heat_map", *draw_heat_map(by_measurement[measurement]))
+
+    def eval(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes an evaluation's results."""
+        self._write_scalars(step, scalar_tags(scalars))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Writes a text, shown as it is, not as Markdown."""
+        self._board.text(step, name, text)
+
+    def complete(self) -> None:
+        """Says in HParams that the run has come to its end."""
+        if self._session_end is not None:
+            self._board.write(self._total, self._session_end)
+
+    def flush(self) -> None:
+        """Brings to disk what was written."""
+        self._board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self._board.close()
+
+    def _write_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars, and the layout of Custom Scalars again where they bring new charts."""
+        self._board.scalars(step, values)
+        tags = self._tags | values.keys()
+        if len(tags) > len(self._tags) and self._board.write(step, summary.custom_scalars(chart_layout(tags))):
+            self._tags = tags
+
+
+class Thinner:
+    """Lets a name through once in `every` steps, whatever its own cadence."""
+
+    def __init__(self, every: int):
+        self._every = every
+        self._next: dict[str, int] = {}
+
+    def __call__(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that are due at `step`; those of a name come at least `every` steps apart."""
+        due = {name: value for name, value in values.items() if step >= self._next.get(name, step)}
+        self._next |= dict.fromkeys(due, step + self._every)
+        return due
+
+
+class HeatMapTimes:
+    """When heat maps are drawn: at most a hundred of a measurement per run, one per minute, and one at the end."""
+
+    def __init__(self, total_steps: int):
+        self._total = total_steps
+        self._next: dict[str, tuple[float, float]] = {}
+
+    def due(self, step: int, measurement: str) -> bool:
+        """Whether the heat map of a measurement is drawn at this step; if so, the next one has to wait."""
+        now = time.monotonic()
+        next_step, next_time = self._next.get(measurement, (0, now))
+        if step < self._total and (step < next_step or now < next_time):
+            return False
+        self._next[measurement] = step + self._total / HEAT_MAPS_PER_RUN, now + SECONDS_BETWEEN_HEAT_MAPS
+        return True
+
+
+def _tag(name: str) -> str:
+    """The tag of a metric; what stands before its first slash is its section."""
+    return name.removeprefix("stability/")
+
+
+def scalar_tags(scalars: Mapping[str, float]) -> dict[str, float]:
+    """The scalars by tag; those of the overview stand there and in their own section."""
+    return {_tag(name): value for name, value in scalars.items()} | {
+        tag: scalars[name] for name, tag in OVERVIEW.items() if name in scalars
+    }
+
+
+def _by_measurement(vectors: Mapping[str, np.ndarray]) -> ByMeasurement:
+    """Vectors over layers, `[layers]`, by measurement and role; the role of `dead_units` is empty."""
+    by_measurement: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    for name, values in vectors.items():
+        measurement, _, role = _tag(name).partition("/")
+        by_measurement[measurement][role] = values
+    return by_measurement
+
+
+def layer_tags(by_measurement: ByMeasurement) -> dict[str, float]:
+    """The lines of every chart over layers: `{"update_ratio/down_proj/layer_07": value}`.
+
+    Where the roles are attention heads, there are two charts, of the lowest and the highest value over the heads.
+    """
+    tags: dict[str, float] = {}
+    for measurement, by_role in by_measurement.items():
+        for role, values in _over_heads(by_role).items():
+            chart = f"{measurement}/{role}" if role else measurement
+            lines, layers = _lines(len(values))
+            tags.update(zip((f"{chart}/{line}" for line in lines), values[layers].tolist(), strict=True))
+            if len(layers) < len(values):
+                tags[f"{chart}/min_over_layers"] = float(values.min())
+                tags[f"{chart}/max_over_layers"] = float(values.max())
+    return tags
+
+
+def _over_heads(by_role: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    if not all(role.isdecimal() for role in by_role):
+        return by_role
+    heads = np.stack(list(by_role.values()))
+    return {"min_over_heads": heads.min(axis=0), "max_over_heads": heads.max(axis=0)}
+
+
+@functools.cache
+def _lines(layers: int) -> tuple[list[str], np.ndarray]:
+    """The names and the indices of the layers that are shown as lines, evenly spaced from the first to the last."""
+    shown = np.linspace(0, layers - 1, min(layers, LAYER_LINES)).round().astype(int)
+    width = len(str(layers - 1))
+    return [f"layer_{layer:0{width}}" for layer in shown], shown
+
+
+def chart_layout(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
+    """The layout of Custom Scalars: `{section: {chart: ["Multiline", patterns of tags]}}`, the overview first."""
+    charts: dict[str, dict[str, list[Any]]] = {"Overview": {}}
+    for tag in sorted(tags):
+        layer_tag = LAYER_TAG.fullmatch(tag)
+        chart = layer_tag[1] if layer_tag else tag
+        section, _, title = chart.partition("/")
+        pattern = re.escape(chart) + ("/" if layer_tag else "$")
+        charts.setdefault(section, {})[title or section] = ["Multiline", [pattern]]
+    if {"loss", "validation_loss"} <= charts["Overview"].keys():
+        charts["Overview"]["loss"][1] += charts["Overview"].pop("validation_loss")[1]
+    return charts
+
+
+def take_histograms(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Takes `x_histogram/role` and `x_histogram_edges/role` out of `arrays`, as (name, counts, edges)."""
+    for name in [name for name in arrays if "_histogram/" in name]:
+        yield name, arrays.pop(name), arrays.pop(name.replace("_histogram/", "_histogram_edges/"))
+
+
+def hparams(run_config: Mapping[str, Any]) -> dict[str, bool | float | str]:
+    """The options in HParams: those that say what is trained and how, not where and what is shown of it."""
+    return {
+        key: value if isinstance(value, bool | int | float) else str(value)
+        for key, value in run_config.items()
+        if key.split(".")[0] in HPARAM_SECTIONS
+    }
