@@ -1,4 +1,4 @@
-"""The run on the console: a progress bar on a terminal, a line now and then anywhere else."""
+"""The run on the console: a progress bar on a terminal, and lines now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -6,36 +6,40 @@ import time
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
 class RunConsole:
-    """Shows loss, tokens a second and the time left of a run of `total_steps` steps."""
+    """Shows the loss, tokens per second and the time left of a run of `total_steps` steps."""
 
     def __init__(self, total_steps: int, first_step: int, seconds: float, console: Console | None = None):
         """Starts at `first_step`; off a terminal, lines come at least `seconds` apart."""
         self._console = console or Console()
         self._total = total_steps
         self._seconds = seconds
-        self._start = (first_step, time.monotonic())
+        self._start: tuple[int, float] | None = None
         self._next_line = 0.0
         self._bar: Progress | None = None
         if self._console.is_terminal:
             self._bar = _bar(self._console)
-            self._task = self._bar.add_task("train", total=total_steps, completed=first_step, shown="")
+            self._task = self._bar.add_task("train", total=total_steps, completed=first_step, progress="")
             self._bar.start()
 
     def train(self, step: int, scalars: Mapping[str, float]) -> None:
         """Shows the step just done."""
-        shown = _shown(scalars)
+        self._start = self._start or (step, time.monotonic())
+        progress = _loss_and_speed(scalars) + self._time_left(step, *self._start)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, shown=shown)
+            self._bar.update(self._task, completed=step, progress=progress)
         elif time.monotonic() >= self._next_line or step >= self._total:
             self._next_line = time.monotonic() + self._seconds
-            self.line(f"step {step}/{self._total}{shown}{self._left(step)}")
+            self.line(f"step {step}/{self._total}{progress}")
 
-    def _left(self, step: int) -> str:
-        first, began = self._start
+    def _time_left(self, step: int, first: int, began: float) -> str:
+        """The time left at the mean pace since the first step was done.
+
+        Compiling comes before that and doesn't count; evaluations and saves do, since there are more of them to come.
+        """
         if step <= first or step >= self._total:
             return ""
         seconds = (self._total - step) * (time.monotonic() - began) / (step - first)
@@ -52,11 +56,11 @@ class RunConsole:
 
 
 def _bar(console: Console) -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}", markup=False))
-    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TextColumn("{task.fields[progress]}", markup=False), console=console)
 
 
-def _shown(scalars: Mapping[str, float]) -> str:
+def _loss_and_speed(scalars: Mapping[str, float]) -> str:
     loss, speed = scalars.get("train/loss"), scalars.get("train/tokens_per_second")
     parts = ([f"loss {loss:.4f}"] if loss is not None else []) + ([f"{speed:,.0f} tokens/s"] if speed else [])
     return "".join("  " + part for part in parts)

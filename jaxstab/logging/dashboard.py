@@ -5,7 +5,7 @@
   eight layers, evenly spaced, and the lowest and the highest value of all layers; `measurements/` has every layer.
 - A heat map of all layers and roles in the sections of the measurements that tell most.
 - Custom Scalars has the same sections; there the layers of a role are the lines of one chart.
-- Text has the run's config and its samples, HParams a line per run.
+- Text has the run's config and its samples, HParams a line per run: the options in which runs differ, and their losses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import functools
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from jaxstab.logging.tensorboard import TensorBoard
 
 OVERVIEW = {
     "train/loss": "Overview/loss",
-    "eval/validation/loss": "Overview/validation_loss",
+    "eval/validation/loss": "Overview/eval_loss",
     "train/grad_norm": "Overview/grad_norm",
     "train/learning_rate": "Overview/learning_rate",
     "train/tokens_per_second": "Overview/tokens_per_second",
@@ -38,8 +38,6 @@ LAYER_TAG = re.compile(r"(.+)/(layer_\d+|(min|max)_over_layers)")
 HEAT_MAPS = ("update_ratio", "grad_norm_effective", "max_attention_logit")
 HEAT_MAPS_PER_RUN = 100
 SECONDS_BETWEEN_HEAT_MAPS = 60  # drawing one takes about a tenth of a second
-HPARAM_SECTIONS = ("model", "init", "reparam", "optimizer", "train")
-FINAL_METRICS = ("train/loss", "eval/validation/loss")
 
 ByMeasurement = Mapping[str, Mapping[str, np.ndarray]]  # {measurement: {role: [layers]}}
 
@@ -68,9 +66,10 @@ class Dashboard:
     def start(self, step: int, run_config: Mapping[str, Any]) -> None:
         """Writes the flat config of the run, as a text and as its line in HParams."""
         self.text(step, "config", "\n".join(f"{key} = {value}" for key, value in run_config.items()))
-        metrics = dict.fromkeys(FINAL_METRICS)
-        experiment, session_start, self._session_end = summary.hparams(hparams(run_config), metrics)
-        self._board.write(step, experiment)
+        options = {key: value if isinstance(value, int | float) else str(value) for key, value in run_config.items()}
+        # The description of the experiment is left out, since TensorBoard makes a better one of all runs that it shows:
+        # first the options in which they differ, then metrics in the order of their names, which the overview begins.
+        _, session_start, self._session_end = summary.hparams(options, {})
         self._board.write(step, session_start)
 
     def train(self, step: int, scalars: Mapping[str, float], arrays: Mapping[str, np.ndarray]) -> None:
@@ -204,17 +203,15 @@ def _lines(layers: int) -> tuple[list[str], np.ndarray]:
     return [f"layer_{layer:0{width}}" for layer in shown], shown
 
 
-def chart_layout(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
+def chart_layout(tags: Collection[str]) -> dict[str, dict[str, list[Any]]]:
     """The layout of Custom Scalars: `{section: {chart: ["Multiline", patterns of tags]}}`, the overview first."""
-    charts: dict[str, dict[str, list[Any]]] = {"Overview": {}}
-    for tag in sorted(tags):
+    overview = [tag for tag in (*OVERVIEW.values(), SPIKES) if tag in tags]
+    charts: dict[str, dict[str, list[Any]]] = defaultdict(dict)
+    for tag in [*overview, *sorted(set(tags) - set(overview))]:
         layer_tag = LAYER_TAG.fullmatch(tag)
         chart = layer_tag[1] if layer_tag else tag
         section, _, title = chart.partition("/")
-        pattern = re.escape(chart) + ("/" if layer_tag else "$")
-        charts.setdefault(section, {})[title or section] = ["Multiline", [pattern]]
-    if {"loss", "validation_loss"} <= charts["Overview"].keys():
-        charts["Overview"]["loss"][1] += charts["Overview"].pop("validation_loss")[1]
+        charts[section][title or section] = ["Multiline", [re.escape(chart) + ("/" if layer_tag else "$")]]
     return charts
 
 
@@ -222,12 +219,3 @@ def take_histograms(arrays: dict[str, np.ndarray]) -> Iterator[tuple[str, np.nda
     """Takes `x_histogram/role` and `x_histogram_edges/role` out of `arrays`, as (name, counts, edges)."""
     for name in [name for name in arrays if "_histogram/" in name]:
         yield name, arrays.pop(name), arrays.pop(name.replace("_histogram/", "_histogram_edges/"))
-
-
-def hparams(run_config: Mapping[str, Any]) -> dict[str, bool | float | str]:
-    """The options in HParams: those that say what is trained and how, not where and what is shown of it."""
-    return {
-        key: value if isinstance(value, bool | int | float) else str(value)
-        for key, value in run_config.items()
-        if key.split(".")[0] in HPARAM_SECTIONS
-    }
