@@ -76,7 +76,7 @@ class Dashboard:
         """Writes those metrics of a step that are due: each once in `every` steps, all of them at the last step."""
         self._spikes += bool(scalars.get("train/spike"))
         due: dict[str, Any] = {**scalars, **arrays}
-        if step < self._total:
+        if step != self._total:
             due = self._thinner(step, due)
         vectors = {name: due.pop(name) for name in arrays if name in due}
         for name, counts, edges in take_histograms(vectors):
@@ -144,7 +144,7 @@ class HeatMapTimes:
         """Whether the heat map of a measurement is drawn at this step; if so, the next one has to wait."""
         now = time.monotonic()
         next_step, next_time = self._next.get(measurement, (0, now))
-        if step < self._total and (step < next_step or now < next_time):
+        if step != self._total and (step < next_step or now < next_time):
             return False
         self._next[measurement] = step + self._total / HEAT_MAPS_PER_RUN, now + SECONDS_BETWEEN_HEAT_MAPS
         return True

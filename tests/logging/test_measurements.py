@@ -1,6 +1,9 @@
 """The columnar files of vectors over layers: what goes in comes out, and each step stands once after a resume."""
 
+import tracemalloc
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -86,3 +89,63 @@ def test_rows_wait_while_the_disk_fails(tmp_path, monkeypatch):
 def test_a_matrix_is_refused(tmp_path):
     with pytest.raises(ValueError, match="vector over layers"):
         MeasurementFiles(tmp_path, -1).add(1, RATIO, np.zeros((2, 2)))
+
+
+def row_by_row(directory, after):
+    """What `read_measurements` gives, a row at a time, by Arrow's own conversion to Python."""
+    rows = {}
+    for path in sorted(directory.iterdir()):
+        for row in pq.read_table(path).to_pylist():
+            if row["step"] > after:
+                rows.setdefault(row["name"], []).append((row["step"], row["values"]))
+    return {name: list(zip(*sorted(pairs, key=lambda pair: pair[0]), strict=True)) for name, pairs in rows.items()}
+
+
+@pytest.mark.parametrize("after", [-1, 0, 5, 6, 11, 12])
+def test_reading_agrees_with_reading_row_by_row(tmp_path, after):
+    """Names of several cadences and lengths, steps out of order, in one part and over parts that overlap."""
+    random, files = np.random.default_rng(0), MeasurementFiles(tmp_path, -1)
+    for step in (3, 1, 2, 4, 6, 5, 9, 5, 12, 8, 7, 10, 11):
+        for index, name in enumerate((RATIO, NORM, "stability/empty", "stability/rare")):
+            if index < 3 or step % 5 == 0:
+                files.add(step, name, random.normal(size=(4, 2, 0, 7)[index]))
+        if step in (4, 5, 8):
+            files.flush()
+    files.flush()
+    read, expected = read_measurements(tmp_path, after), row_by_row(tmp_path / "measurements", after)
+    assert list(read) == list(expected)
+    for name, (steps, values) in read.items():
+        assert steps.dtype == np.int64 and values.dtype == np.float32
+        np.testing.assert_array_equal(steps, expected[name][0])
+        np.testing.assert_array_equal(values, np.array(expected[name][1], np.float32))
+
+
+@pytest.mark.parametrize("flush_every", [1, 9])
+def test_vectors_of_one_name_have_one_length(tmp_path, flush_every):
+    files = MeasurementFiles(tmp_path, -1)
+    for step in (1, 2):
+        files.add(step, RATIO, vector(step, layers=2 + step))
+        if step % flush_every == 0:
+            files.flush()
+    files.flush()
+    with pytest.raises(ValueError, match=r"update_ratio/down_proj has vectors of different lengths: \[3, 4\]"):
+        read_measurements(tmp_path)
+
+
+def test_reading_makes_no_python_object_per_value(tmp_path):
+    """Lists of Python floats are eight times the memory of the values, and take ten times as long to make."""
+    steps, layers = 4000, 40
+    values = pa.ListArray.from_arrays(
+        np.arange(0, steps * layers + 1, layers, dtype=np.int32), np.zeros(steps * layers)
+    )
+    (tmp_path / "measurements").mkdir()
+    table = pa.table([range(steps), [RATIO] * steps, values.cast(pa.list_(pa.float32()))], schema=columns.SCHEMA)
+    pq.write_table(table, tmp_path / "measurements" / f"{0:09d}-{steps - 1:09d}.parquet")
+    tracemalloc.start()
+    try:
+        read = read_measurements(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert read[RATIO][1].shape == (steps, layers)
+    assert peak < 6 * read[RATIO][1].nbytes

@@ -8,7 +8,7 @@ import pytest
 
 from jaxstab.config import UserError
 from jaxstab.logging import in_force, read_metrics
-from jaxstab.logging.jsonl import MetricsFile
+from jaxstab.logging.jsonl import MetricsFile, count_spikes
 
 
 def write(path, steps, last_step=-1, attempt=0):
@@ -105,3 +105,15 @@ def test_reading_leaves_out_the_line_being_written_and_names_a_bad_one(tmp_path)
         read_metrics(path)
     with pytest.raises(UserError, match="no metrics file"):
         read_metrics(tmp_path / "absent.jsonl")
+
+
+def test_spikes_are_counted_up_to_a_step_and_over_attempts(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert count_spikes(path, 10, 0) == 0
+    for attempt, first in ((0, 1), (1, 4)):
+        file = MetricsFile(path, first - 1, attempt)
+        for step in range(first, 8):
+            file.write(step, {"train/spike": float(step in (3, 5, 6)), "train/spike_free": 1.0})
+    path.open("ab").write(b'{"step": 8, "attempt": 1, "train/spike": 1.0')
+    counts = [count_spikes(path, step, attempt) for step, attempt in ((7, 1), (5, 1), (4, 1), (7, 0), (4, 0), (-1, 0))]
+    assert counts == [5, 4, 3, 3, 1, 0]

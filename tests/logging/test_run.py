@@ -1,6 +1,7 @@
 """The logger of a run: every sink agrees, resuming joins the parts, and no failure to write reaches the training."""
 
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -143,7 +144,34 @@ def test_plain_lines_come_now_and_then_and_at_the_end(tmp_path):
         train(run, range(1, 51))
     lines = output.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["1/50", "50/50"]
-    assert "left" in lines[0] and "left" not in lines[1]
+    assert "left" not in lines[0] + lines[1], (
+        "nothing is known after the first step, and nothing is left after the last"
+    )
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_time_left_counts_evaluations_and_no_compiling(tmp_path, monkeypatch, terminal):
+    """Five minutes of compiling, steps of a second, and an evaluation of 20 seconds after every tenth step."""
+    now = 0.0
+    monkeypatch.setattr("jaxstab.logging.console.time.monotonic", lambda: now)
+    run, output = logger(tmp_path, total=100, every=0, terminal=terminal)
+    left = {}
+    with run:
+        now += 300
+        for step in range(1, 101):
+            now += 1
+            train(run, [step])
+            if terminal:
+                run._console._bar.refresh()
+            shown = re.findall(r"(\d+):(\d\d):(\d\d) left", output.getvalue())
+            if shown:
+                hours, minutes, seconds = map(int, shown[-1])
+                left[step] = hours * 3600 + minutes * 60 + seconds
+            now += 20 * (step % 10 == 0)
+    assert 1 not in left and left[2] == 98
+    for step in (11, 20, 25, 50, 75, 90):
+        true = 100 - step + 20 * (10 - (step - 1) // 10 - 1)
+        assert left[step] == pytest.approx(true, rel=0.35), step
 
 
 def test_a_terminal_gets_a_bar(tmp_path):
