@@ -1,4 +1,4 @@
-"""What a run tells, and how to read it back."""
+"""What a run writes about itself, and how to read it back."""
 
 from jaxstab.logging.columns import read_measurements
 from jaxstab.logging.jsonl import in_force, read_metrics

@@ -1,6 +1,6 @@
-"""`measurements/<first step>-<last step>.parquet`: vectors over layers, one row a (step, measurement).
+"""`measurements/<first step>-<last step>.parquet`: vectors over layers, one row per step and measurement.
 
-Rows have `step` (int64), `name` (`stability/update_ratio/down_proj`) and `values` (a list of float32, one a layer).
+Rows have `step` (int64), `name` (`stability/update_ratio/down_proj`) and `values` (a list of float32, one per layer).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import pyarrow.parquet as pq
 
 SCHEMA = pa.schema([("step", pa.int64()), ("name", pa.string()), ("values", pa.list_(pa.float32()))])
 DIRECTORY = "measurements"
-ROWS_A_PART = 50_000
-PENDING_ROWS = 8 * ROWS_A_PART
+ROWS_PER_PART = 50_000
+PENDING_ROWS = 8 * ROWS_PER_PART
 
 
 class MeasurementFiles:
     """Collects rows and writes them as one more file at each flush."""
 
     def __init__(self, workdir: Path, last_step: int):
-        """Continues the files of `workdir` after `last_step`; later rows go with the first flush."""
+        """Continues the files of `workdir` after `last_step`; the first flush removes later rows."""
         self._directory = workdir / DIRECTORY
         self._last_step = last_step
         self._purged = False
@@ -37,12 +37,12 @@ class MeasurementFiles:
         return len(self._rows)
 
     def add(self, step: int, name: str, values: Any) -> None:
-        """Takes a vector `[layers]`; raises OSError where a file was due and could not be written."""
+        """Takes a vector `[layers]`; raises OSError where a file is due and cannot be written."""
         vector = np.array(values, np.float32)
         if vector.ndim != 1:
             raise ValueError(f"measurement {name} is a vector over layers, not of shape {vector.shape}")
         self._rows.append((step, name, vector))
-        if len(self._rows) % ROWS_A_PART == 0:
+        if len(self._rows) % ROWS_PER_PART == 0:
             self.flush()
 
     def flush(self) -> None:
@@ -73,15 +73,15 @@ def _write(path: Path, table: pa.Table) -> None:
 
 
 def purge(directory: Path, last_step: int) -> None:
-    """Removes the rows after `last_step`; killed at any moment, it can be done again."""
+    """Removes the rows after `last_step`; where that was cut off by a kill, it can be done again."""
     for path in _parts(directory):
         first, last = map(int, path.stem.split("-"))
         if last <= last_step:
             continue
         if first <= last_step:
             table = _read(path)
-            kept = table.filter(pc.less_equal(table["step"], last_step))
-            _write(_path(directory, kept), kept)
+            earlier = table.filter(pc.less_equal(table["step"], last_step))
+            _write(_path(directory, earlier), earlier)
         path.unlink()
 
 
@@ -113,8 +113,8 @@ def read_measurements(workdir: str | Path, after: int = -1) -> dict[str, tuple[n
 def _by_name(table: pa.Table, after: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Each name of a part with its steps `[n]` and values `[n, layers]`, in the order of the rows.
 
-    The rows of a part, 50,000 or so, are never Python objects: the vectors stand one after another in Arrow's buffer of
-    floats, and a name's vectors are gathered from there.
+    No value becomes a Python object: Arrow holds all vectors of a part one after another in one buffer of floats, and
+    the vectors of a name are gathered from there.
     """
     steps = table["step"].to_numpy()
     names = table["name"].combine_chunks().dictionary_encode()

@@ -37,7 +37,7 @@ LAYER_LINES = 8
 LAYER_TAG = re.compile(r"(.+)/(layer_\d+|(min|max)_over_layers)")
 HEAT_MAPS = ("update_ratio", "grad_norm_effective", "max_attention_logit")
 HEAT_MAPS_PER_RUN = 100
-SECONDS_BETWEEN_HEAT_MAPS = 60  # drawing one takes about a tenth of a second
+SECONDS_BETWEEN_HEAT_MAPS = 60  # a heat map takes about a tenth of a second to draw
 
 ByMeasurement = Mapping[str, Mapping[str, np.ndarray]]  # {measurement: {role: [layers]}}
 
@@ -120,7 +120,7 @@ class Dashboard:
 
 
 class Thinner:
-    """Lets a name through once in `every` steps, whatever its own cadence."""
+    """Lets the values of a name through once in `every` steps, whatever its own cadence."""
 
     def __init__(self, every: int):
         self._every = every
@@ -134,7 +134,7 @@ class Thinner:
 
 
 class HeatMapTimes:
-    """When heat maps are drawn: at most a hundred of a measurement per run, one per minute, and one at the end."""
+    """When heat maps are drawn: a hundred per run and measurement and one per minute at most, and always at the end."""
 
     def __init__(self, total_steps: int):
         self._total = total_steps
@@ -151,12 +151,12 @@ class HeatMapTimes:
 
 
 def _tag(name: str) -> str:
-    """The tag of a metric; what stands before its first slash is its section."""
+    """The tag of a metric, whose part before the first slash is its section."""
     return name.removeprefix("stability/")
 
 
 def scalar_tags(scalars: Mapping[str, float]) -> dict[str, float]:
-    """The scalars by tag; those of the overview stand there and in their own section."""
+    """The scalars by tag; those of the overview are there and in their own section."""
     return {_tag(name): value for name, value in scalars.items()} | {
         tag: scalars[name] for name, tag in OVERVIEW.items() if name in scalars
     }

@@ -1,7 +1,7 @@
-"""`metrics.jsonl`: one JSON object a line, `{"step": 12, "attempt": 0, "train/loss": 5.1}`.
+"""`metrics.jsonl`: one JSON object per line, `{"step": 12, "attempt": 0, "train/loss": 5.1}`.
 
-JSON has no numbers for what isn't finite: such values stand as the strings "nan", "inf" and "-inf", which
-`read_metrics` turns back. Steps and lines of other kinds (an evaluation) may share a step.
+JSON has no numbers that aren't finite: such values are written as the strings "nan", "inf" and "-inf", which
+`read_metrics` turns back into numbers. A line of a training step and one of an evaluation may have the same step.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ SPIKE = b'"train/spike": 1'
 
 
 class MetricsFile:
-    """Appends lines, each whole or not at all; what could not be written is tried again with the next line."""
+    """Appends lines, each whole or not at all; lines that could not be written are tried again with the next one."""
 
     def __init__(self, path: Path, last_step: int, attempt: int = 0):
-        """Continues the file at `path` after `last_step` of `attempt`; its later lines go with the first write."""
+        """Continues the file at `path` after `last_step` of `attempt`; the first write removes its later lines."""
         self._path = path
         self._last_step = last_step
         self._attempt = attempt
@@ -55,7 +55,7 @@ class MetricsFile:
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Opened anew each time, for a file whose directory is gone would take the lines and lose them."""
+    """Opens the file anew each time, since one whose directory has been removed would take the lines and lose them."""
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         before = os.fstat(file).st_size
@@ -67,17 +67,17 @@ def _append(path: Path, data: bytes) -> None:
 
 
 def purge(path: Path, last_step: int, attempt: int) -> None:
-    """Removes the lines of `attempt` after `last_step` and those that a kill has torn; atomic.
+    """Removes the lines of `attempt` after `last_step`, and lines that a kill has torn; atomic.
 
-    What earlier attempts came to stays, for a spike is to be seen after the roll-back too.
+    All lines of earlier attempts stay, so that a spike can still be looked at after the roll-back.
     """
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _place_of(line) <= (attempt, last_step)]
-    if len(kept) < len(lines):
+    earlier = [line for line in lines if _place_of(line) <= (attempt, last_step)]
+    if len(earlier) < len(lines):
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(b"".join(kept))
+        temporary.write_bytes(b"".join(earlier))
         temporary.replace(path)
 
 
@@ -90,7 +90,7 @@ def count_spikes(path: Path, last_step: int, attempt: int) -> int:
 
 
 def _place_of(line: bytes) -> tuple[float, float]:
-    """The attempt and step of a line; infinity where it is torn."""
+    """The attempt and step of a line; infinity where the line is torn."""
     try:
         values = json.loads(line) if line.endswith(b"\n") else {}
         return values["attempt"], values["step"]
@@ -106,7 +106,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`, oldest first; a last line that is still being written is left out.
 
     Returns:
-      One dict a line: `step` and `attempt` as ints, all else as floats.
+      One dict per line: `step` and `attempt` as ints, all else as floats.
 
     Raises:
       UserError: there is no such file, or one of its lines is not a metrics line.
@@ -121,15 +121,15 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 def in_force(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The lines of a run without those that a roll-back has abandoned: the steps of its present branch."""
-    kept: list[dict[str, Any]] = []
-    begun: dict[int, int] = {}
+    first_steps: dict[int, int] = {}
     for line in lines:
-        begun[line["attempt"]] = min(line["step"], begun.get(line["attempt"], line["step"]))
-    for line in lines:
-        later = (first for attempt, first in begun.items() if attempt > line["attempt"])
-        if line["step"] < min(later, default=line["step"] + 1):
-            kept.append(line)
-    return kept
+        first_steps[line["attempt"]] = min(line["step"], first_steps.get(line["attempt"], line["step"]))
+
+    def is_in_force(line: dict[str, Any]) -> bool:
+        later = (first for attempt, first in first_steps.items() if attempt > line["attempt"])
+        return line["step"] < min(later, default=math.inf)
+
+    return [line for line in lines if is_in_force(line)]
 
 
 def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run writes and shows: its metrics, its measurements, TensorBoard and the console, through one class."""
+"""What a run writes and shows: metrics, measurements, TensorBoard and the console, all through `RunLogger`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LogConfig:
 class RunLogger:
     """Writes what a run reports into `workdir`; also a context manager.
 
-    Failing to write never stops a run: it is reported once for each kind of file, and tried again later.
+    Failing to write never stops a run: the failure is reported once per kind of file, and writing is tried again later.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class RunLogger:
           workdir: made where it is missing.
           config: what is shown.
           resume_step: the step of the checkpoint that the run goes on from: lines of later steps are removed, so that
-            each step stands once. None for a start from scratch, which removes all.
-          attempt: carried by every line of metrics; lines of earlier attempts stay.
-          total_steps: at which the run ends.
-          console: for the lines; the standard output by default.
+            each step is there once. None for a start from scratch, which removes all lines.
+          attempt: written into every line of metrics; lines of earlier attempts stay.
+          total_steps: the step at which the run ends.
+          console: shows the lines; the standard output by default.
           run_config: the flat config of the run, shown in TensorBoard.
 
         Raises:
@@ -110,7 +110,7 @@ class RunLogger:
             self._console.train(step, scalars)
 
     def eval(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Takes an evaluation's results, `eval/<set>/perplexity`; every one is written and shown."""
+        """Takes the results of an evaluation, `eval/<set>/perplexity`; all of them are written and shown."""
         with self._surviving(METRICS):
             self._metrics.write(step, scalars)
         if self._dashboard:
@@ -139,8 +139,8 @@ class RunLogger:
     def flush(self) -> None:
         """Brings everything to its files.
 
-        Called before a checkpoint of step s is saved, and after all of step s was taken: then a run that resumes there
-        misses nothing, and repeats nothing.
+        The caller does this before it saves the checkpoint of a step, and after all metrics of that step were taken:
+        then a run that resumes there misses nothing and repeats nothing.
         """
         with self._surviving(METRICS):
             self._metrics.flush()
@@ -151,7 +151,7 @@ class RunLogger:
                 self._dashboard.flush()
 
     def close(self) -> None:
-        """Flushes, says what could not be written at last, and gives the terminal back."""
+        """Flushes, says what could not be written, and gives the terminal back."""
         self.flush()
         if self._dashboard:
             with self._surviving(EVENTS):
@@ -164,7 +164,7 @@ class RunLogger:
 
     @contextlib.contextmanager
     def _surviving(self, what: str) -> Iterator[None]:
-        """Whatever goes wrong in telling about a run, the run goes on."""
+        """Reports what goes wrong with `what`, and lets the run go on."""
         try:
             yield
         except Exception as error:
@@ -174,5 +174,5 @@ class RunLogger:
 
 
 def _printable(text: str) -> str:
-    """`text` without what a terminal would obey; a model may generate anything."""
+    """`text` without control characters, which a terminal would obey; a model may generate any."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -1,4 +1,4 @@
-"""The logger of a run: every sink agrees, resuming joins the parts, and no failure to write reaches the training."""
+"""The logger of a run: all sinks agree, resuming joins the parts, and no failure to write reaches the training."""
 
 import io
 import re
@@ -43,7 +43,7 @@ def points(workdir, tag):
     return [(event.step, event.value) for event in curves(workdir).Scalars(tag)]
 
 
-def test_every_sink_is_told(tmp_path):
+def test_every_sink_has_everything(tmp_path):
     run, output = logger(tmp_path / "new" / "run")
     with run:
         train(run, range(1, 4))
@@ -96,14 +96,14 @@ for step in range(1, 10**6):
 def test_a_killed_run_goes_on_without_gap_or_repetition(tmp_path):
     command = [sys.executable, "-c", ENDLESS, str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
-    told = []
-    while len(told) < 5:
+    flushed = []
+    while len(flushed) < 5:
         line = process.stdout.readline()
-        told += [int(line.split()[1])] if line.startswith("flushed") else []
+        flushed += [int(line.split()[1])] if line.startswith("flushed") else []
     process.kill()
     process.wait()
-    assert len(read_metrics(tmp_path / "metrics.jsonl")) >= told[-1]
-    resume = told[-2]
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) >= flushed[-1]
+    resume = flushed[-2]
     with logger(tmp_path, resume=resume)[0] as run:
         train(run, range(resume + 1, resume + 50))
     expected = list(range(1, resume + 50))
