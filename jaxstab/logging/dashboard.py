@@ -38,6 +38,7 @@ LAYER_TAG = re.compile(r"(.+)/(layer_\d+|(min|max)_over_layers)")
 HEAT_MAPS = ("update_ratio", "grad_norm_effective", "max_attention_logit")
 HEAT_MAPS_PER_RUN = 100
 SECONDS_BETWEEN_HEAT_MAPS = 60  # a heat map takes about a tenth of a second to draw
+OBSERVATION = ("eval", "checkpoint", "log")  # sections of the config that change nothing of what is trained
 
 ByMeasurement = Mapping[str, Mapping[str, np.ndarray]]  # {measurement: {role: [layers]}}
 
@@ -66,7 +67,11 @@ class Dashboard:
     def start(self, step: int, run_config: Mapping[str, Any]) -> None:
         """Writes the flat config of the run, as a text and as its line in HParams."""
         self.text(step, "config", "\n".join(f"{key} = {value}" for key, value in run_config.items()))
-        options = {key: value if isinstance(value, int | float) else str(value) for key, value in run_config.items()}
+        options = {
+            key: value if isinstance(value, int | float) else str(value)
+            for key, value in run_config.items()
+            if key.split(".")[0] not in OBSERVATION
+        }
         # The description of the experiment is left out, since TensorBoard makes a better one of all runs that it shows:
         # first the options in which they differ, then metrics in the order of their names, which the overview begins.
         _, session_start, self._session_end = summary.hparams(options, {})
