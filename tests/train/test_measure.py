@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jaxstab.logging import read_measurements
 
@@ -28,6 +29,16 @@ def test_light_measurements_of_every_step(tiny, unbroken):
         *last
     }
     assert last["train/update_norm"] > 0 and last["train/halted"] == last["train/skipped"] == 0
+
+
+def test_tensorboard_has_the_config_every_layer_and_the_end(unbroken):
+    events = EventAccumulator(str(unbroken / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    (config,) = events.Tensors("config/text_summary")
+    assert b"model.layers = 2\n" in config.tensor_proto.string_val[0]
+    for tag in ("Overview/loss", "Overview/spikes", "norm/q_proj/layer_0", "norm/q_proj/layer_1", "norm/lm_head"):
+        assert [event.step for event in events.Scalars(tag)] == [1, 5, 8], tag
+    assert {"update_ratio/heat_map", "grad_norm_effective/heat_map"} <= {*events.Tags()["images"]}
+    assert "_hparams_/session_end_info" in events.PluginTagToContent("hparams")
 
 
 @pytest.mark.slow
