@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxstab.diagnose.series import Run, Series
+from jaxstab.diagnose.history import History, Series
 
 MOST_POINTS = 800
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -33,15 +33,15 @@ class _MissingError(Exception):
     """What a figure shows wasn't measured."""
 
 
-def figures(run: Run, marks: list[int]) -> list[Figure]:
+def figures(history: History, marks: list[int]) -> list[Figure]:
     """All figures, with lines at the steps `marks`; those whose data isn't there say what is missing."""
-    return [_figure(run, marks, title, caption, draw) for title, caption, draw in FIGURES]
+    return [_figure(history, marks, title, caption, draw) for title, caption, draw in FIGURES]
 
 
-def _figure(run: Run, marks: list[int], title: str, caption: str, draw: Callable[..., None]) -> Figure:
+def _figure(history: History, marks: list[int], title: str, caption: str, draw: Callable[..., None]) -> Figure:
     with canvas() as figure:
         try:
-            draw(run, figure)
+            draw(history, figure)
         except _MissingError as missing:
             return Figure(title, caption, "", str(missing))
         for axis in figure.axes:
@@ -95,12 +95,12 @@ def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """At most 800 points that keep every stretch's least and largest value."""
     if len(steps) <= MOST_POINTS:
         return steps, values
-    kept = []
+    extremes: list[int] = []
     for part in np.array_split(np.arange(len(steps)), MOST_POINTS // 2):
         finite = part[np.isfinite(values[part])]
         if len(finite):
-            kept += sorted({int(finite[values[finite].argmin()]), int(finite[values[finite].argmax()])})
-    return steps[kept], values[kept]
+            extremes += sorted({int(finite[values[finite].argmin()]), int(finite[values[finite].argmax()])})
+    return steps[extremes], values[extremes]
 
 
 def _line(axis: Any, steps: np.ndarray, values: np.ndarray, **style: Any) -> None:
@@ -109,10 +109,10 @@ def _line(axis: Any, steps: np.ndarray, values: np.ndarray, **style: Any) -> Non
     axis.set_xlabel("step")
 
 
-def _needed(found: Any, what: str) -> Any:
-    if found is None or not len(found):
+def _needed(measured: Any, what: str) -> Any:
+    if measured is None or not len(measured):
         raise _MissingError(f"missing: {what}")
-    return found
+    return measured
 
 
 def _log(axis: Any) -> None:
@@ -121,75 +121,79 @@ def _log(axis: Any) -> None:
         axis.set_yscale("log")
 
 
-def _overview(run: Run, figure: Any) -> None:
+def _overview(history: History, figure: Any) -> None:
     figure.set_size_inches(8.4, 4.6)
     top, middle, bottom = figure.subplots(3, sharex=True, height_ratios=(2, 1, 0.7))
-    _line(top, *run.one("train/loss"), color="C0")
+    _line(top, *history.scalar("train/loss"), color="C0")
     top.set_ylabel("loss")
-    steps, _ = _needed(run.one("train/grad_norm"), "train/grad_norm")
-    if len(steps):
-        _line(middle, *run.one("train/grad_norm"), color="C1")
-        _log(middle)
+    _line(middle, *history.scalar("train/grad_norm"), color="C1")
+    _log(middle)
     middle.set_ylabel("gradient norm")
-    _line(bottom, *run.one("train/learning_rate"), color="C2")
+    _line(bottom, *history.scalar("train/learning_rate"), color="C2")
     bottom.set_ylabel("learning rate")
 
 
-def _last_layer(run: Run, measurement: str) -> dict[str, Series]:
-    found = {role: series for role, series in run.measured(measurement).items() if role in LINEAR}
-    return _needed(found, f"stability/{measurement}/<role> in measurements/")
+def _last_layer(history: History, measurement: str) -> dict[str, Series]:
+    by_role = {role: series for role, series in history.measured(measurement).items() if role in LINEAR}
+    return _needed(by_role, f"stability/{measurement}/<role> in measurements/")
 
 
-def _roles(axis: Any, found: dict[str, Series], layer: int, **style: Any) -> None:
-    for role, series in found.items():
+def _roles(axis: Any, by_role: dict[str, Series], layer: int, **style: Any) -> None:
+    for role, series in by_role.items():
         _line(axis, series.steps, series.values[:, layer], color=COLORS[role], label=role, **style)
 
 
-def _figure_1(run: Run, figure: Any) -> None:
-    found = {
-        role: series for role, series in _last_layer(run, "update_ratio").items() if role in ("up_proj", "down_proj")
-    }
+def _of_the_mlp(by_role: dict[str, Series]) -> dict[str, Series]:
+    return {role: by_role[role] for role in ("up_proj", "down_proj") if role in by_role}
+
+
+def _are_alike(one: Series, other: Series) -> bool:
+    """Whether the last layer's values of two series are the same, but for rounding."""
+    last = one.values[:, -1], other.values[:, -1]
+    return np.array_equal(one.steps, other.steps) and np.allclose(*last, rtol=1e-3, equal_nan=True)
+
+
+def _figure_1(history: History, figure: Any) -> None:
+    ratios = _of_the_mlp(_last_layer(history, "update_ratio"))
     figure.set_size_inches(8.4, 3.8)
     top, bottom = figure.subplots(2, sharex=True)
-    _line(top, *run.one("train/loss"), color="0.3")
+    _line(top, *history.scalar("train/loss"), color="0.3")
     top.set_ylabel("loss")
-    _roles(bottom, _needed(found, "stability/update_ratio of up_proj and down_proj"), -1)
+    _roles(bottom, _needed(ratios, "stability/update_ratio of up_proj and down_proj"), -1)
     _log(bottom)
     bottom.set_ylabel("‖ΔW‖ / ‖W‖")
     bottom.legend(ncols=2)
 
 
-def _figure_3(run: Run, figure: Any) -> None:
-    found = {role: series for role, series in _last_layer(run, "norm").items() if role in ("up_proj", "down_proj")}
+def _figure_3(history: History, figure: Any) -> None:
+    norms = _of_the_mlp(_last_layer(history, "norm"))
     axis = figure.subplots()
-    _roles(axis, _needed(found, "stability/norm of up_proj and down_proj"), -1)
-    effective = run.measured("norm_effective")
-    for role in found:
-        if role in effective and not np.allclose(effective[role].values[:, -1], found[role].values[:, -1], rtol=1e-3):
-            series = effective[role]
-            _line(
-                axis, series.steps, series.values[:, -1], color=COLORS[role], linestyle="--", label=f"{role}, effective"
-            )
+    _roles(axis, _needed(norms, "stability/norm of up_proj and down_proj"), -1)
+    effective = history.measured("norm_effective")
+    for role, series in _of_the_mlp(effective).items():
+        if role in norms and not _are_alike(series, norms[role]):
+            label = f"{role}, effective"
+            _line(axis, series.steps, series.values[:, -1], color=COLORS[role], linestyle="--", label=label)
     axis.set_ylabel("‖W‖")
     axis.legend(ncols=2)
 
 
-def _figure_8(run: Run, figure: Any) -> None:
+def _figure_8(history: History, figure: Any) -> None:
     axis = figure.subplots()
-    _roles(axis, _last_layer(run, "grad_norm"), -1)
+    _roles(axis, _last_layer(history, "grad_norm"), -1)
     _log(axis)
     axis.set_ylabel("gradient norm")
     axis.legend(ncols=4)
 
 
-def _figures_9_to_12(run: Run, figure: Any) -> None:
-    found = _last_layer(run, "update_ratio")
-    depth = max(series.layers for series in found.values())
+def _figures_9_to_12(history: History, figure: Any) -> None:
+    ratios = _last_layer(history, "update_ratio")
+    depth = max(series.layers for series in ratios.values())
     chosen = list(dict.fromkeys(max(0, round(depth * part) - 1) for part in (1, 27 / 40, 14 / 40, 1 / 40)))
     figure.set_size_inches(8.4, 4.8 if len(chosen) > 2 else 2.8)
     panels = figure.subplots(-(-len(chosen) // 2), min(2, len(chosen)), sharex=True, sharey=True, squeeze=False)
     for axis, layer in zip(panels.flat, chosen, strict=False):
-        _roles(axis, {role: series for role, series in found.items() if series.layers > layer}, layer)
+        _roles(axis, {role: series for role, series in ratios.items() if series.layers > layer}, layer)
         axis.set_title(f"layer {layer}", fontsize=9)
         _log(axis)
         axis.set_ylabel("‖ΔW‖ / ‖W‖")
@@ -198,17 +202,17 @@ def _figures_9_to_12(run: Run, figure: Any) -> None:
     figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
 
 
-def _tev_figure(run: Run, figure: Any) -> None:
+def _tev_figure(history: History, figure: Any) -> None:
     left, right = figure.subplots(1, 2)
-    found = {role: run.one(f"stability/tev_mean/{role}") for role in ("embed_tokens", "lm_head")}
-    if not any(len(steps) for steps, _ in found.values()):
+    means = {role: history.scalar(f"stability/tev_mean/{role}") for role in ("embed_tokens", "lm_head")}
+    if not any(len(steps) for steps, _ in means.values()):
         raise _MissingError("missing: stability/tev_mean/<role> in metrics.jsonl")
-    for color, (role, (steps, values)) in zip(("C0", "C3"), found.items(), strict=True):
+    for color, (role, (steps, values)) in zip(("C0", "C3"), means.items(), strict=True):
         if len(steps):
             _line(left, steps, values, color=color, label=role)
     left.set_ylabel("mean TEV")
     left.legend()
-    variances = run.measured("gradient_variance")
+    variances = history.measured("gradient_variance")
     if not variances:
         missing = "gradient variance was not measured\n(stability.measure=full, train.accumulation > 1)"
         right.text(0.5, 0.5, missing, ha="center", va="center", transform=right.transAxes, color="0.5")
@@ -221,35 +225,32 @@ def _tev_figure(run: Run, figure: Any) -> None:
     right.set_ylabel("gradient variance, mean of all matrices")
 
 
-def _layers_over_steps(run: Run, figure: Any, found: dict[str, Series], label: str) -> None:
-    """A panel a part, a line a layer, from the first (dark) to the last (light)."""
+def _layers_over_steps(figure: Any, by_part: dict[str, Series], label: str) -> None:
+    """A panel per part and a line per layer, from the first (dark) to the last (light)."""
     import matplotlib
 
-    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for axis, (part, series) in zip(panels, found.items(), strict=True):
+    panels = figure.subplots(1, len(by_part), sharey=True, squeeze=False)[0]
+    for axis, (part, series) in zip(panels, by_part.items(), strict=True):
         for layer in range(series.layers):
             color = matplotlib.colormaps["viridis"](layer / max(1, series.layers))
             _line(axis, series.steps, series.values[:, layer], color=color, label=str(layer))
         axis.set_title(part, fontsize=9)
         _log(axis)
     panels[0].set_ylabel(label)
-    if series.layers <= 12:
+    if max(each.layers for each in by_part.values()) <= 12:
         panels[-1].legend(title="layer", fontsize=7)
 
 
-def _shortcut(run: Run, figure: Any) -> None:
-    found = run.measured("shortcut_std")
-    steps_of = {part: series for part, series in found.items() if series.layers > 1}
-    _layers_over_steps(run, figure, _needed(steps_of, "stability/shortcut_std (stability.measure=full)"), "std")
+def _shortcut(history: History, figure: Any) -> None:
+    by_branch = {part: series for part, series in history.measured("shortcut_std").items() if series.layers > 1}
+    _layers_over_steps(figure, _needed(by_branch, "stability/shortcut_std (stability.measure=full)"), "std")
 
 
-def _jacobian(run: Run, figure: Any) -> None:
-    found, bounds = (
-        _needed(run.measured("jacobian"), "stability/jacobian (stability.measure=full)"),
-        run.measured("jacobian_bound"),
-    )
-    panels = figure.subplots(1, len(found), squeeze=False)[0]
-    for axis, (part, series) in zip(panels, found.items(), strict=True):
+def _jacobian(history: History, figure: Any) -> None:
+    norms = _needed(history.measured("jacobian"), "stability/jacobian (stability.measure=full)")
+    bounds = history.measured("jacobian_bound")
+    panels = figure.subplots(1, len(norms), squeeze=False)[0]
+    for axis, (part, series) in zip(panels, norms.items(), strict=True):
         layers = np.arange(series.layers)
         for row, style in ((0, ":"), (-1, "-")):
             axis.plot(layers, series.values[row], "C0" + style, marker=".", label=f"measured, step {series.steps[row]}")
@@ -262,12 +263,12 @@ def _jacobian(run: Run, figure: Any) -> None:
     panels[-1].legend(fontsize=7)
 
 
-def _attention(run: Run, figure: Any) -> None:
+def _attention(history: History, figure: Any) -> None:
     left, right = figure.subplots(1, 2)
-    heads = _needed(run.measured("max_attention_logit"), "stability/max_attention_logit (stability.measure=full)")
-    entropies = run.measured("attention_entropy")
-    for axis, name, found in ((left, "largest attention logit", heads), (right, "entropy (nats)", entropies)):
-        for part, series in found.items():
+    heads = _needed(history.measured("max_attention_logit"), "stability/max_attention_logit (stability.measure=full)")
+    entropies = history.measured("attention_entropy")
+    for axis, name, by_head in ((left, "largest attention logit", heads), (right, "entropy (nats)", entropies)):
+        for part, series in by_head.items():
             for layer in range(series.layers):
                 label = f"layer {layer}" if part == "0" else None
                 _line(axis, series.steps, series.values[:, layer], color=f"C{layer % 10}", linewidth=0.8, label=label)
@@ -277,14 +278,14 @@ def _attention(run: Run, figure: Any) -> None:
         left.legend(fontsize=7, ncols=2)
 
 
-def _histogram(run: Run, figure: Any) -> None:
-    found = _needed(run.measured("tev_histogram"), "stability/tev_histogram (stability.measure=full)")
-    edges = run.measured("tev_histogram_edges")
+def _histogram(history: History, figure: Any) -> None:
+    counts = _needed(history.measured("tev_histogram"), "stability/tev_histogram (stability.measure=full)")
+    edges = history.measured("tev_histogram_edges")
     axis = figure.subplots()
-    for color, role in zip(("C0", "C3"), [role for role in found if role in edges], strict=False):
+    for color, role in zip(("C0", "C3"), [role for role in counts if role in edges], strict=False):
         for row, style in ((0, ":"), (-1, "-")):
-            label = f"{role}, step {found[role].steps[row]}"
-            axis.stairs(found[role].values[row], edges[role].values[row], color=color, linestyle=style, label=label)
+            label = f"{role}, step {counts[role].steps[row]}"
+            axis.stairs(counts[role].values[row], edges[role].values[row], color=color, linestyle=style, label=label)
     axis.set(xlabel="TEV (standard deviation of a row)", ylabel="rows")
     axis.legend(fontsize=8)
 

@@ -7,14 +7,15 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
-from jaxstab.diagnose.series import Run, Series, events, usual
+from jaxstab.diagnose.history import History, Series, events, usual
 from jaxstab.stability.definitions import DEFINITIONS, GRAD_NORM, LOSS
 
 AHEAD = 20  # steps before a spike in which a measurement may have left its range
 PAST = 64  # values before those, which are its range
 FAR = 6.0  # robust standard deviations
 CHANCE = 1e-6  # of one more value like those before to be so far out
-SPIKES = ("OLMo 2", "SkipStep")  # whose events are looked into
+SPIKES = ("OLMo 2", "SkipStep")  # whose events are looked into, winsorised or not
+OWN_RULE = "the run's own rule"
 MOST = 12
 
 # What has a trend of its own is judged by its change from step to step.
@@ -61,53 +62,53 @@ class Spike:
     moved: tuple[Moved, ...]
 
 
-def flagged(run: Run) -> dict[str, np.ndarray]:
-    """{"OLMo 2 on loss": flagged steps}, for every definition and metric that the run has."""
-    found = {}
+def flagged(history: History) -> dict[str, np.ndarray]:
+    """{"OLMo 2 on loss": flagged steps}, for every definition and metric that the run has, and for its own rule."""
+    flags = {}
     for name, definition in DEFINITIONS.items():
         for metric in definition.of:
-            steps, values = run.one(metric)
+            steps, values = history.scalar(metric)
             if len(steps):
-                found[f"{name} on {metric.removeprefix('train/')}"] = steps[definition.flags(values)]
-    steps, values = run.one("train/spike")
+                flags[f"{name} on {metric.removeprefix('train/')}"] = steps[definition.flags(values)]
+    steps, values = history.scalar("train/spike")
     if len(steps):
-        found["the run's own rule"] = steps[values > 0]
-    return found
+        flags[OWN_RULE] = steps[values > 0]
+    return flags
 
 
-def spikes(run: Run, flags: dict[str, np.ndarray]) -> list[Spike]:
+def spikes(history: History, flags: dict[str, np.ndarray]) -> list[Spike]:
     """The spikes of a run by OLMo 2, SkipStep and the run's own rule, neighbouring steps joined, given `flagged`.
 
     Of more than 12, the first, and those with most definitions.
     """
-    steps, _ = run.one(LOSS)
-    looked_into = {name: found for name, found in flags.items() if name.startswith((*SPIKES, "the run"))}
-    any_of = np.isin(steps, np.concatenate([*looked_into.values(), np.zeros(0, np.int64)]))
-    found = []
+    steps, _ = history.scalar(LOSS)
+    looked_into = [at for name, at in flags.items() if name.startswith((*SPIKES, OWN_RULE))]
+    any_of = np.isin(steps, np.concatenate([*looked_into, np.zeros(0, np.int64)]))
+    spans = []
     for first, last in events(any_of, steps):
         by = tuple(name for name, at in flags.items() if np.any((at >= first) & (at <= last)))
-        found.append((first, last, by))
-    chosen = sorted(sorted(found, key=lambda spike: (spike is not found[0], -len(spike[2])))[:MOST])
-    return [Spike(first, last, by, tuple(moved_before(run, first))) for first, last, by in chosen]
+        spans.append((first, last, by))
+    chosen = sorted(sorted(spans, key=lambda span: (span is not spans[0], -len(span[2])))[:MOST])
+    return [Spike(first, last, by, tuple(moved_before(history, first))) for first, last, by in chosen]
 
 
-def moved_before(run: Run, spike: int) -> list[Moved]:
+def moved_before(history: History, spike: int) -> list[Moved]:
     """What left its own range at most 20 steps before a spike, or in it; earliest first, then the farthest out.
 
     The range is that of the 64 values before: out of it is what lies beyond its ends by half its width, 6 robust
     standard deviations from its median, and farther from its mean than one more such value would by a chance of 1e-6
     (Student's t: few values tell little of a range), on two steps in a row, or on one by twice as far.
     """
-    found: list[Moved] = []
-    for name, series in run.series.items():
+    moved: list[Moved] = []
+    for name, series in history.series.items():
         if name.startswith("stability/") and name.count("/") >= 2:
             _, measurement, part = name.split("/", 2)
             if measurement in EVERY_STEP:
-                found += _left(measurement, part, series, spike)
+                moved += _left(measurement, part, series, spike)
     for name in (GRAD_NORM, "train/update_norm", "train/log_z"):
-        if name in run.series:
-            found += _left(name.removeprefix("train/"), "the whole model", run.series[name], spike)
-    return sorted(found, key=lambda moved: (moved.step, -abs(moved.deviation)))
+        if name in history.series:
+            moved += _left(name.removeprefix("train/"), "the whole model", history.series[name], spike)
+    return sorted(moved, key=lambda each: (each.step, -abs(each.deviation)))
 
 
 def _left(measurement: str, part: str, series: Series, spike: int) -> list[Moved]:
@@ -135,11 +136,11 @@ def _left(measurement: str, part: str, series: Series, spike: int) -> list[Moved
     out = ((now > high + margin) | (now < low - margin)) & (np.abs(deviation) > FAR)
     out &= np.abs(now - np.nanmean(past, axis=0)) > limit
     lasting = out & (np.concatenate([out[1:], out[-1:]]) | (np.abs(deviation) > 2 * FAR))
-    found = []
+    moved = []
     for column in np.flatnonzero(lasting.any(axis=0)):
         at = int(lasting[:, column].argmax())
         step = int(series.steps[begin + at])
         farthest = deviation[np.nanargmax(np.abs(deviation[:, column])), column]
         layer = int(np.flatnonzero(known)[column]) if series.layers > 1 else None
-        found.append(Moved(measurement, part, layer, step, spike - step, float(farthest)))
-    return found
+        moved.append(Moved(measurement, part, layer, step, spike - step, float(farthest)))
+    return moved

@@ -12,7 +12,8 @@ from rich.progress import Progress
 
 from jaxstab import data
 from jaxstab.config import UserError, from_flat
-from jaxstab.diagnose.report import Diagnosis, diagnose
+from jaxstab.diagnose.diagnosis import Diagnosis
+from jaxstab.diagnose.report import diagnose
 from jaxstab.logging import read_metrics
 from jaxstab.logging.run import METRICS
 from jaxstab.train import incidents
@@ -26,6 +27,8 @@ from jaxstab.train.program import Program, build
 from jaxstab.train.state import TrainState
 
 DIRECTORY = "replay"
+
+Steps = dict[int, tuple[dict[str, Any], dict[str, Any]]]  # {step: (scalars, arrays)}
 
 
 def replay(workdir: str | Path, name: str, console: Console) -> Diagnosis:
@@ -62,9 +65,9 @@ def replay(workdir: str | Path, name: str, console: Console) -> Diagnosis:
             soft_wrap=True,
         )
         state = checkpoints.restore(start, program.abstract_state)[0] if start else program.init(config.train.seed)
-    told = _taken_again(program, course, state, start, end, measured, console)
-    console.print(_compared(told, read_metrics(path / METRICS)), soft_wrap=True)
-    return diagnose(_written(path, told, start))
+    replayed = _taken_again(program, course, state, start, end, measured, console)
+    console.print(_compared(replayed, read_metrics(path / METRICS)), soft_wrap=True)
+    return diagnose(_written(path, replayed, start))
 
 
 def _before(record: dict[str, Any], checkpoints: Checkpoints) -> int:
@@ -81,9 +84,9 @@ def points(first: int, last: int) -> list[int]:
 
 def _taken_again(
     program: Program, course: Course, state: TrainState, start: int, end: int, measured: list[int], console: Console
-) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
-    """{step: (scalars, arrays)} of the steps after `start`."""
-    told = {}
+) -> Steps:
+    """The steps after `start`, taken once more."""
+    replayed = {}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("steps", total=end - start)
         for step, tokens in enumerate(course.ahead(start + 1, end), start + 1):
@@ -91,31 +94,31 @@ def _taken_again(
                 state = program.prepare(state, tokens)
             more = program.measure(state, tokens) if step in measured else ()
             state, metrics = program.step(state, tokens, course.hypers(step))
-            told[step] = unpack(pack(*metrics, *more))
+            replayed[step] = unpack(pack(*metrics, *more))
             progress.advance(task)
-    return told
+    return replayed
 
 
-def _compared(told: dict[int, tuple[dict[str, Any], dict[str, Any]]], lines: list[dict[str, Any]]) -> str:
+def _compared(replayed: Steps, lines: list[dict[str, Any]]) -> str:
     """Whether the steps were what they had been."""
-    known = {line["step"]: line["train/loss"] for line in lines if line["step"] in told}
-    other = [step for step, loss in known.items() if repr(told[step][0]["train/loss"]) != repr(loss)]
+    known = {line["step"]: line["train/loss"] for line in lines if line["step"] in replayed}
+    other = [step for step, loss in known.items() if repr(replayed[step][0]["train/loss"]) != repr(loss)]
     if not other:
         return f"Bitwise as it was: the losses of {len(known)} steps are those of the run."
     step = other[0]
     return (
-        f"Not bitwise as it was: from step {step} on the loss differs ({told[step][0]['train/loss']!r} here, "
+        f"Not bitwise as it was: from step {step} on the loss differs ({replayed[step][0]['train/loss']!r} here, "
         f"{known[step]!r} there). Another jax, machine or XLA_FLAGS than the run's rounds otherwise; on a GPU both "
         "need XLA_FLAGS=--xla_gpu_deterministic_ops=true."
     )
 
 
-def _written(path: Path, told: dict[int, tuple[dict[str, Any], dict[str, Any]]], start: int) -> Path:
+def _written(path: Path, replayed: Steps, start: int) -> Path:
     """A directory that is read like a run's: what led to the checkpoint, as it was logged, and the steps replayed."""
     directory = path / DIRECTORY
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     shutil.copy(path / workdirs.CONFIG, directory)
-    replayed = [(step, *measurements) for step, measurements in told.items()]
-    incidents.write_steps(directory, [*incidents.read_steps(path, -1, start), *replayed])
+    after = [(step, *measurements) for step, measurements in replayed.items()]
+    incidents.write_steps(directory, [*incidents.read_steps(path, -1, start), *after])
     return directory

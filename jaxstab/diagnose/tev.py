@@ -62,7 +62,7 @@ class Variability:
 
 
 def variability(file: str, matrix: str, rows_Vd: Float[np.ndarray, "V d"]) -> Variability:
-    """TEV of a matrix with a row a token, of any float dtype, in float64."""
+    """TEV of a matrix with one row per token, of any float dtype, in float64."""
     parts = [rows_Vd[i : i + ROWS_AT_ONCE].astype(np.float64) for i in range(0, len(rows_Vd), ROWS_AT_ONCE)]
     stds = np.concatenate([part.std(axis=1) for part in parts])
     means = np.concatenate([part.mean(axis=1) for part in parts])
@@ -85,28 +85,28 @@ def tev(files: Sequence[str], out: str | None = None) -> list[Variability]:
         raise UserError("tev takes files: for instance python main.py tev runs/first model.safetensors")
     if out and Path(out).suffix not in (".html", ".svg"):
         raise UserError(f"--out={out} is neither a .html nor a .svg")
-    found = [each for file in files for each in read(file)]
-    lines = [(*COLUMNS, "distribution of TEV"), *((*each.cells, _sketch(each.stds)) for each in found)]
+    matrices = [each for file in files for each in read(file)]
+    lines = [(*COLUMNS, "distribution of TEV"), *((*each.cells, _sketch(each.stds)) for each in matrices)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     if out:
-        svg = drawn(found)
-        body = table(COLUMNS, [each.cells for each in found]) + svg
+        svg = drawn(matrices)
+        body = table(COLUMNS, [each.cells for each in matrices]) + svg
         page = document("Token embedding variability", "As Figures 1 and 4 of Chung et al. 2024.", [("TEV", body)])
         try:
             Path(out).write_text(svg if out.endswith(".svg") else page)
         except OSError as error:
             raise UserError(f"--out={out} can't be written: {error.strerror}") from error
         print(f"\nDrawn in {out}")
-    return found
+    return matrices
 
 
 def read(file: str) -> Iterator[Variability]:
     """TEV of the embedding of a file, and of its head where it has one."""
     path = Path(file)
     if not path.exists():
-        raise UserError(f"no file {file}")
+        raise UserError(f"there is no file {file}")
     for matrix, rows_Vd in _matrices(path):
         yield variability(file, matrix, rows_Vd)
 
@@ -123,7 +123,7 @@ def _matrices(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         inside = [path / "model.safetensors.index.json", path / "model.safetensors"]
         given = next((each for each in inside if each.is_file()), None)
         if given is None:
-            raise UserError(f"{path} is neither a workdir, nor a checkpoint, nor has it a model.safetensors")
+            raise UserError(f"{path} is neither a workdir nor a checkpoint, and has no model.safetensors")
         path = given
     return _of_index(path) if path.suffix == ".json" else _of_safetensors(path)
 
@@ -149,23 +149,23 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="numpy") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no safetensors file: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not a safetensors file: {str(error).splitlines()[0]}") from error
 
 
 def _chosen(names: list[str], wanted: Sequence[str]) -> dict[str, str]:
-    found = {}
+    chosen = {}
     for role in wanted:
         matching = sorted((name for name in names if re.search(NAMES[role], name)), key=lambda name: (len(name), name))
         if matching:
-            found[role] = matching[0]
-    return found
+            chosen[role] = matching[0]
+    return chosen
 
 
 def _of_index(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
         shards = json.loads(path.read_text())["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no index of safetensors files: it has no weight_map") from error
+        raise UserError(f"{path} is not an index of safetensors files: it has no weight_map") from error
     chosen = _chosen(list(shards), tuple(NAMES))
     if "embed_tokens" not in chosen:
         raise UserError(f"{path} has no token embedding among its tensors: {', '.join(sorted(shards)[:4])}, ...")
@@ -195,7 +195,7 @@ def _of_checkpoint(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     raw, state = jax.eval_shape(reparam.init, weights, jax.random.key(0))
     wanted = {"raw": raw, "reparam": list(state)}
     try:
-        there = ocp.PyTreeCheckpointer().restore(
+        restored = ocp.PyTreeCheckpointer().restore(
             path / "state",
             args=ocp.args.PyTreeRestore(
                 wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
@@ -203,7 +203,7 @@ def _of_checkpoint(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         )
     except Exception as error:  # a damaged checkpoint shows itself in many ways
         raise UserError(f"the embedding of {path} can't be read: {str(error).splitlines()[0][:200]}") from error
-    effective = reparam.merge(there["raw"], tuple(there["reparam"]))
+    effective = reparam.merge(restored["raw"], tuple(restored["reparam"]))
     yield "embed_tokens", np.asarray(jax.tree.leaves(effective["embed_tokens"])[0])
     yield "lm_head", np.asarray(jax.tree.leaves(effective["lm_head"])[0]).T
 
@@ -215,11 +215,11 @@ def _sketch(values: np.ndarray, bins: int = 24) -> str:
     return f"{edges[0]:.3g} {bars} {edges[-1]:.3g}"
 
 
-def drawn(found: Sequence[Variability]) -> str:
+def drawn(matrices: Sequence[Variability]) -> str:
     """Distributions of TEV (Figure 1 of Chung et al. 2024) and of the rows' means (Figure 4), as SVG."""
     with canvas() as figure:
         left, right = figure.subplots(1, 2)
-        for each in found:
+        for each in matrices:
             label = f"{Path(each.file).name}, {each.matrix}"
             left.hist(each.stds, 80, density=True, histtype="step", label=label)
             right.hist(each.means, 80, density=True, histtype="step", label=label)

@@ -8,9 +8,10 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Int
 
 from jaxstab.config import ConfigError
+from jaxstab.numerics import ZClipStatistics, zclip_step
 from jaxstab.optimize.layers import Bound, norm, one_per_layer
 from jaxstab.table import Table
 
@@ -89,14 +90,6 @@ def adagc(
     return lambda table: optax.GradientTransformation(functools.partial(init, table), functools.partial(update, table))
 
 
-class ZClipState(NamedTuple):
-    """Norms taken in, and their running mean and variance, float32."""
-
-    norms: Int[Array, ""]
-    mean: Float[Array, ""]
-    variance: Float[Array, ""]
-
-
 def zclip(
     threshold: Annotated[float, "Standard deviations above the running mean at which a norm is clipped."] = 2.5,
     decay: Annotated[float, "Decay rate of the running mean and variance of the norm."] = 0.97,
@@ -114,26 +107,15 @@ def zclip(
     Certainty: primary (the authors' code, whose variance is taken about the new mean)
     """
 
-    def init(_: Any) -> ZClipState:
-        return ZClipState(jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
+    def init(_: Any) -> ZClipStatistics:
+        return ZClipStatistics(jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
 
-    def take_in(state: ZClipState, size: Array) -> ZClipState:
-        """The plain mean and variance of the first norms, moving averages from then on."""
-        count = optax.safe_increment(state.norms)
-        is_first = count <= warmup
-        weight = jnp.where(is_first, 1 / count, 1 - decay)
-        mean = state.mean + weight * (size - state.mean)
-        about = jnp.where(is_first, (size - state.mean) * (size - mean), jnp.square(size - mean))
-        return ZClipState(count, mean, state.variance + weight * (about - state.variance))
-
-    def update(gradients: Any, state: ZClipState, _: Any = None) -> tuple[Any, ZClipState]:
-        size, deviation = optax.tree.norm(gradients), jnp.sqrt(state.variance)
-        z = (size - state.mean) / (deviation + 1e-6)
-        is_outlier = (state.norms >= warmup) & (z > threshold)
-        usual = jnp.where(is_outlier, state.mean + threshold**2 * deviation / z, size)
+    def update(gradients: Any, state: ZClipStatistics, _: Any = None) -> tuple[Any, ZClipStatistics]:
+        size = optax.tree.norm(gradients)
+        _, usual, following = zclip_step(state, size, threshold, decay, warmup)
         factor = _factor(size, jnp.minimum(usual, max_norm) if max_norm else usual)
-        taken = jax.tree.map(functools.partial(jnp.where, jnp.isfinite(size)), take_in(state, usual), state)
-        return jax.tree.map(lambda g: g * factor, gradients), taken
+        next_state = jax.tree.map(functools.partial(jnp.where, jnp.isfinite(size)), following, state)
+        return jax.tree.map(lambda g: g * factor, gradients), next_state
 
     return lambda _: optax.GradientTransformation(init, update)
 

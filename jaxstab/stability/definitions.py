@@ -1,7 +1,11 @@
 """What others call a spike: published definitions, from the values that a run has left in metrics.jsonl.
 
-Every definition is a function of a series, one value a step, that says which steps it flags. Values that aren't finite
-are no spikes by any of them and enter no statistic: they are taken out first, and counted apart (`nonfinite`).
+Every definition is a function of a series, one value per step, that says which steps it flags. Values that aren't
+finite are no spikes by any of them and enter no statistic: they are taken out first, and counted apart (`nonfinite`).
+
+The rules by which the training step itself judges (`jaxstab/stability/spikes.py`) are OLMo 2's and SkipStep's with one
+change of this project's: a value far out enters their windows clipped (winsorised). They flag more, because a spike no
+longer hides the next one, and so they stand under names of their own.
 """
 
 from __future__ import annotations
@@ -12,12 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
+from numpy.lib.stride_tricks import sliding_window_view
 
+from jaxstab.numerics import ZClipStatistics, zclip_step
 from jaxstab.stability.spikes import RULES, deviations_over, exceeds
 
 Values = Float[np.ndarray, " n"]
 Flags = Bool[np.ndarray, " n"]
 LOSS, GRAD_NORM = "train/loss", "train/grad_norm"
+CHUNK = 4096  # windows at once
 
 
 class Definition(NamedTuple):
@@ -44,31 +51,66 @@ def _of_finite(definition: Callable[[Values], Flags]) -> Callable[[Values], Flag
     def flags(values: Values) -> Flags:
         values = np.asarray(values, np.float64)
         finite = np.isfinite(values)
-        found = np.zeros(values.shape, bool)
-        found[finite] = definition(values[finite])
-        return found
+        of_all = np.zeros(values.shape, bool)
+        of_all[finite] = definition(values[finite])
+        return of_all
 
     return flags
 
 
+@_of_finite
 def olmo_2(values: Values) -> Flags:
-    """The rule `olmo2` of the training step: more than 7 standard deviations from the mean of the last 1,000 values.
+    """More than 7 standard deviations from the mean of the last 1,000 values, either way.
 
-    The share of flagged steps is OLMo 2's spike score.
-    Source: OLMo 2 (2025), section 3.
+    The share of flagged steps is OLMo 2's spike score. The paper says what is said here, and nothing of the first
+    values: this project lets 64 go by, as for the rules of the training step, and takes the standard deviation of all
+    values before, not of a sample.
+    Source: OLMo 2 (2025, arXiv 2501.00656), section 3.
     """
-    return _flagged(values, "olmo2")
+    mean, deviation = _of_those_before(values, 1000, least=64, ddof=0)
+    return np.abs(values - mean) > 7 * deviation
 
 
+@_of_finite
 def skip_step(values: Values) -> Flags:
-    """The rule `skip_step` of the training step: more than 6 above the mean of the last 128 values.
+    """More than 6 standard deviations above the mean of the last 128 values, once there are 63.
 
-    Source: OLMo-core's SkipStepOptimizer (secondary).
+    Source: OLMo-core, src/olmo_core/optim/skip_step_optimizer.py, with its sample standard deviation; it skips a step
+    where the loss or the gradient's norm is one.
     """
-    return _flagged(values, "skip_step")
+    mean, deviation = _of_those_before(values, 128, least=63, ddof=1)
+    return values - mean > 6 * deviation
 
 
-def _flagged(values: Values, rule: str) -> Flags:
+def _of_those_before(values: Values, window: int, least: int, ddof: int) -> tuple[Values, Values]:
+    """Mean and standard deviation of at most `window` values before each; NaN where there are fewer than `least`."""
+    mean, deviation = np.full((2, len(values)), np.nan)
+    for i in range(least, min(window, len(values))):
+        mean[i], deviation[i] = values[:i].mean(), values[:i].std(ddof=ddof)
+    for first in range(window, len(values), CHUNK):
+        part = slice(first, min(first + CHUNK, len(values)))
+        before = sliding_window_view(values[first - window : part.stop - 1], window)
+        mean[part], deviation[part] = before.mean(axis=1), before.std(axis=1, ddof=ddof)
+    return mean, deviation
+
+
+def winsorised_olmo_2(values: Values) -> Flags:
+    """The rule `olmo2` of the training step: OLMo 2's, with windows that a value enters clipped.
+
+    Source: this project (`jaxstab/stability/spikes.py`).
+    """
+    return _by_rule(values, "olmo2")
+
+
+def winsorised_skip_step(values: Values) -> Flags:
+    """The rule `skip_step` of the training step: SkipStep's, with windows that a value enters clipped.
+
+    Source: this project (`jaxstab/stability/spikes.py`).
+    """
+    return _by_rule(values, "skip_step")
+
+
+def _by_rule(values: Values, rule: str) -> Flags:
     return np.asarray(exceeds(deviations_over(values)[rule], RULES[rule]))
 
 
@@ -122,18 +164,9 @@ def zclip(values: Values) -> Flags:
     Both statistics take in a flagged value as ZClip clips it, mean + 2.5² sd / z.
     Source: Kumar et al. 2025 (arXiv 2504.02507), and their code.
     """
-    warmup, threshold, decay = 25, 2.5, 0.97
-    flags = np.zeros(len(values), bool)
-    if len(values) <= warmup:
-        return flags
-    mean, variance = values[:warmup].mean(), values[:warmup].var()
-    for i in range(warmup, len(values)):
-        sd = np.sqrt(variance)
-        z = (values[i] - mean) / (sd + 1e-6)
-        flags[i] = z > threshold
-        taken = mean + threshold**2 * sd / z if flags[i] else values[i]
-        mean = decay * mean + (1 - decay) * taken
-        variance = decay * variance + (1 - decay) * (taken - mean) ** 2
+    flags, statistics = np.zeros(len(values), bool), ZClipStatistics(0, 0.0, 0.0)
+    for i, value in enumerate(values):
+        flags[i], _, statistics = zclip_step(statistics, value, threshold=2.5, decay=0.97, warmup=25, xp=np)
     return flags
 
 
@@ -159,6 +192,8 @@ def _in_a_row(flags: Flags) -> np.ndarray:
 DEFINITIONS = {
     "OLMo 2": Definition(olmo_2, (LOSS, GRAD_NORM)),
     "SkipStep": Definition(skip_step, (LOSS, GRAD_NORM)),
+    "OLMo 2, winsorised": Definition(winsorised_olmo_2, (LOSS, GRAD_NORM)),
+    "SkipStep, winsorised": Definition(winsorised_skip_step, (LOSS, GRAD_NORM)),
     "rolling median": Definition(rolling_median, (LOSS,)),
     "KillLossSpike": Definition(kill_loss_spike, (LOSS,)),
     "10x the largest": Definition(ten_times_the_largest, (LOSS,)),

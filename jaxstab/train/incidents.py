@@ -26,6 +26,7 @@ from jaxstab.logging import in_force, read_measurements, read_metrics
 from jaxstab.logging.columns import MeasurementFiles
 from jaxstab.logging.jsonl import MetricsFile
 from jaxstab.logging.run import METRICS
+from jaxstab.numerics import robust_spread
 from jaxstab.train.workdir import CONFIG
 
 DIRECTORY = "incidents"
@@ -192,7 +193,7 @@ def farthest(steps: list[Remembered]) -> list[tuple[float, str, float, float]]:
         if len(usual) < HISTORY // 10 or not name.startswith(("stability/", "train/grad", "train/log", "train/update")):
             continue
         median = float(np.median(usual))
-        spread = 1.4826 * float(np.median(np.abs(usual - median))) + 1e-3 * abs(median) + 1e-30
+        spread = float(robust_spread(usual - median)) + 1e-3 * abs(median) + 1e-30
         distance = (last - median) / spread if np.isfinite(last) else np.inf
         found.append((float(distance), name, median, last))
     return sorted(found, key=lambda item: -abs(item[0]))

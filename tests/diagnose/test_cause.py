@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from jaxstab.diagnose import find_causes, read_run
+from jaxstab.diagnose import find_causes, read_history
 
 
 def cause_of(workdir):
-    return find_causes(read_run(workdir))[0]
+    return find_causes(read_history(workdir))[0]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -51,7 +51,7 @@ def test_the_consequences_of_a_change_are_no_second_cause(fake):
         run.loss[79:95] += 2
         run.grad[79:95] *= 10
 
-    assert [each.cause for each in find_causes(read_run(fake(plant)))] == ["weights_scaled"]
+    assert [each.cause for each in find_causes(read_history(fake(plant)))] == ["weights_scaled"]
 
 
 @pytest.mark.parametrize("step", [1, 60, 120])
@@ -95,7 +95,7 @@ def test_a_learning_rate_that_ends_the_run_at_once(fake):
     def plant(run):
         run.loss[2], run.grad[2] = np.nan, np.nan
 
-    found = find_causes(read_run(fake(plant, rate=30.0, steps=3)))
+    found = find_causes(read_history(fake(plant, rate=30.0, steps=3)))
     assert [each.cause for each in found] == ["learning_rate", "nonfinite"]
 
 
@@ -161,7 +161,7 @@ def test_a_rate_that_is_too_high_explains_the_spikes_after(fake):
         run.loss[120:126] += 3
         run.grad[120:126] *= 4
 
-    found = find_causes(read_run(fake(plant, rate=0.2)))
+    found = find_causes(read_history(fake(plant, rate=0.2)))
     assert [each.cause for each in found] == ["learning_rate", "data"]
 
 

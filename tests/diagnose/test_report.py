@@ -10,7 +10,7 @@ import pytest
 
 import main
 from jaxstab.config import UserError
-from jaxstab.diagnose import diagnose, diagnosed, read_run
+from jaxstab.diagnose import diagnose, diagnosed, read_history
 from jaxstab.diagnose.figures import FIGURES, figures, thinned
 from jaxstab.diagnose.moved import moved_before
 from jaxstab.logging import read_measurements
@@ -61,7 +61,7 @@ def test_a_run_with_a_spike(fake, capsys):
 
 
 def test_what_was_not_measured_is_said_to_be_missing(fake):
-    run = read_run(fake())
+    run = read_history(fake())
     for name in [name for name in run.series if "jacobian" in name or "tev_histogram/" in name]:
         del run.series[name]
     missing = [figure.missing for figure in figures(run, []) if figure.missing]
@@ -73,7 +73,7 @@ def test_what_was_not_measured_is_said_to_be_missing(fake):
 
 def test_what_moved_first(fake):
     workdir = fake(spiking)
-    run = read_run(workdir)
+    run = read_history(workdir)
     series = run.series["stability/grad_norm/up_proj"]
     series.values[114:, 3] *= 50
     moved = moved_before(run, 120)
@@ -84,7 +84,7 @@ def test_what_moved_first(fake):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_noise_moves_nothing(fake, seed):
-    run = read_run(fake(seed=seed))
+    run = read_history(fake(seed=seed))
     assert [moved for step in (80, 120, 150) for moved in moved_before(run, step)] == []
 
 
@@ -94,7 +94,7 @@ def test_metrics_alone_are_enough(fake):
     assert found.cause.cause == "data"
     assert read_measurements(workdir) == {}
     unknown = [each for each in found.conditions if each.holds is None]
-    assert len(unknown) == len(found.conditions) and all(each.found.startswith("missing: ") for each in unknown)
+    assert len(unknown) == len(found.conditions) and all(each.measured.startswith("missing: ") for each in unknown)
     assert "missing: stability/update_ratio" in (workdir / "report" / "diagnose.html").read_text()
 
 
@@ -111,26 +111,26 @@ def test_steps_after_a_roll_back_replace_those_before(fake):
     with (workdir / "metrics.jsonl").open("a") as file:
         for step in (151, 152):
             file.write(json.dumps({"step": step, "attempt": 1, "train/loss": 9.0, "train/grad_norm": 1.0}) + "\n")
-    run = read_run(workdir)
-    steps, loss = run.one("train/loss")
+    run = read_history(workdir)
+    steps, loss = run.scalar("train/loss")
     assert steps.tolist() == list(range(1, 153)) and loss[150:].tolist() == [9.0, 9.0]
     assert set(run.seams) == {151}
 
 
 def test_conditions_by_the_initial_scales(fake):
-    found = {each.condition: each for each in diagnosed(read_run(fake())).conditions}
+    found = {each.condition: each for each in diagnosed(read_history(fake())).conditions}
     shortcut = found["large shortcut: the standard deviation of the embedding is close to 1"]
-    assert shortcut.holds is False and f"{32**-0.5:.2f}"[:3] in shortcut.found
+    assert shortcut.holds is False and f"{32**-0.5:.2f}"[:3] in shortcut.measured
     unit = fake(changes={"model__embedding__method": "unit"})
-    found = {each.condition: each for each in diagnosed(read_run(unit)).conditions}
+    found = {each.condition: each for each in diagnosed(read_history(unit)).conditions}
     assert found["large shortcut: the standard deviation of the embedding is close to 1"].holds is True
 
 
 def test_what_is_so_already_is_not_advised(fake):
-    keys = [each.keys for each in diagnosed(read_run(fake())).advice]
+    keys = [each.keys for each in diagnosed(read_history(fake())).advice]
     assert "model.embedding.method=scaled" in keys
     scaled = fake(changes={"model__embedding__method": "scaled"})
-    assert "model.embedding.method=scaled" not in [each.keys for each in diagnosed(read_run(scaled)).advice]
+    assert "model.embedding.method=scaled" not in [each.keys for each in diagnosed(read_history(scaled)).advice]
 
 
 def test_thinning_keeps_the_extremes():

@@ -1,13 +1,15 @@
-"""A run as series of values over steps, read from its workdir, and what is usual for a series."""
+"""The history of a run: series of values over steps, read from its workdir, and what is usual for a series."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -15,13 +17,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from jaxstab.config import UserError, from_flat
 from jaxstab.logging import in_force, read_measurements, read_metrics
+from jaxstab.numerics import robust_spread
 from jaxstab.table import MATRICES, Row, rows
 from jaxstab.train.config import Config
 from jaxstab.train.setup import reparameterized
 from jaxstab.train.workdir import CONFIG
 
-TO_SD = 1.4826  # a normal distribution's standard deviation, in median absolute deviations
 CHUNK = 2048
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Series:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What is known of a run.
+class History:
+    """What a run has left.
 
     Attributes:
       workdir: where it is.
@@ -51,18 +54,26 @@ class Run:
     series: dict[str, Series]
     seams: frozenset[int]
     saved: dict[str, Any]
+    _results: dict[Callable, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, function: Callable[[History], T]) -> T:
+        """`function(self)`, computed when it is first asked for: for what several causes rest on."""
+        if function not in self._results:
+            self._results[function] = function(self)
+        return cast(T, self._results[function])
 
     def measured(self, measurement: str) -> dict[str, Series]:
         """{role: series} of a measurement of the matrices, in the order of the table's roles."""
         prefix = f"stability/{measurement}/"
-        found = {name.removeprefix(prefix): each for name, each in self.series.items() if name.startswith(prefix)}
-        return dict(sorted(found.items(), key=lambda item: (*_place(item[0]), item[0])))
+        by_role = {name.removeprefix(prefix): each for name, each in self.series.items() if name.startswith(prefix)}
+        return dict(sorted(by_role.items(), key=lambda item: (*_place(item[0]), item[0])))
 
-    def one(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def scalar(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of a series without layers; empty where it isn't there."""
         series = self.series.get(name)
         return (series.steps, series.values[:, 0]) if series else (np.zeros(0, np.int64), np.zeros(0))
 
+    @functools.cached_property
     def table(self) -> dict[str, Row]:
         """The rows of the effective matrices by role, with initial scales; {} where the saved config gives none."""
         if not self.saved:
@@ -71,8 +82,8 @@ class Run:
             effective, methods, _ = reparameterized(from_flat(Config, self.saved))
         except UserError:  # the config of another version
             return {}
-        kept = [row for row in rows(effective) if row.is_matrix and not row.tied]
-        return {row.role: row for row in kept if all(method.preserves for method in methods if method.applies(row))}
+        matrices = [row for row in rows(effective) if row.is_matrix and not row.tied]
+        return {row.role: row for row in matrices if all(each.preserves for each in methods if each.applies(row))}
 
 
 def _place(role: str) -> tuple[int, int]:
@@ -81,8 +92,8 @@ def _place(role: str) -> tuple[int, int]:
     return (1, MATRICES.index(role) if role in MATRICES else len(MATRICES))
 
 
-def read_run(workdir: str | Path) -> Run:
-    """Reads a run, finished or still going, of which no more is needed than its metrics.jsonl.
+def read_history(workdir: str | Path) -> History:
+    """Reads the history of a run, finished or still going, of which no more is needed than its metrics.jsonl.
 
     Raises:
       UserError: there is no metrics file, or no training step in it.
@@ -91,16 +102,16 @@ def read_run(workdir: str | Path) -> Run:
     lines = [line for line in in_force(read_metrics(workdir / "metrics.jsonl")) if "train/loss" in line]
     if not lines:
         raise UserError(f"{workdir}/metrics.jsonl has no training step yet")
-    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    pairs: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for line in lines:
         for name, value in line.items():
             if name not in ("step", "attempt"):
-                found[name].append((line["step"], value))
-    series = {name: _scalar_series(pairs) for name, pairs in found.items()}
+                pairs[name].append((line["step"], value))
+    series = {name: _scalar_series(each) for name, each in pairs.items()}
     for name, (steps, values) in read_measurements(workdir).items():
         series[name] = Series(steps, values.astype(np.float64))
     seams = (after["step"] for before, after in itertools.pairwise(lines) if before["attempt"] != after["attempt"])
-    return Run(workdir, series, frozenset(seams), _saved(workdir))
+    return History(workdir, series, frozenset(seams), _saved(workdir))
 
 
 def _scalar_series(pairs: list[tuple[int, float]]) -> Series:
@@ -141,19 +152,18 @@ def usual(
         past = windows[at[part]]
         enough = np.isfinite(past).sum(-1) >= least
         past = np.where(enough[..., None], past, 0.0)
-        center[part] = np.where(enough, np.nanmedian(past, axis=-1), np.nan)
-        deviation = np.abs(past - center[part][..., None])
-        deviation = np.where(enough[..., None], deviation, 0.0)
-        spread[part] = np.where(enough, TO_SD * np.nanmedian(deviation, axis=-1), np.nan)
+        middle = np.nanmedian(past, axis=-1)
+        center[part] = np.where(enough, middle, np.nan)
+        spread[part] = np.where(enough, robust_spread(past - middle[..., None]), np.nan)
     return center, spread
 
 
 def events(flags: Bool[np.ndarray, " n"], steps: Int[np.ndarray, " n"], gap: int = 10) -> list[tuple[int, int]]:
     """Flagged steps as events (first, last): those with at most `gap` steps between them are one."""
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     for step in steps[flags]:
-        if found and step - found[-1][1] <= gap:
-            found[-1] = found[-1][0], int(step)
+        if spans and step - spans[-1][1] <= gap:
+            spans[-1] = spans[-1][0], int(step)
         else:
-            found.append((int(step), int(step)))
-    return found
+            spans.append((int(step), int(step)))
+    return spans

@@ -1,0 +1,104 @@
+"""A stretch of batches unlike the others: its loss is far off in the very step that reads it, and comes back.
+
+A batch shows in loss and gradient before any weight has answered it, and the weights of a healthy run then forget it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxstab.diagnose.causes.base import Advice, Cause, Kind
+from jaxstab.diagnose.history import History, events, usual
+from jaxstab.numerics import robust_spread
+
+# All of these are this project's. Where "measured" stands, the runs are those of docs/results/diagnose.md.
+FAR = 6.0  # robust standard deviations, as many as SkipStep's
+LEAST_JUMP = 0.5  # nats, of a stretch: chosen, more than the noise of small batches of healthy text
+LEAST_OF_ONE = 1.0  # nats, of a single batch: measured, a record of phonetic transcription jumps by 0.6 in healthy runs
+LEAST_KNOWN = 32  # losses, before which none is usual: measured, the first fall is steep and rarely smooth
+LEAST_LOSSES = 20  # chosen: a history of fewer is not looked at
+LEAST_SPREAD = 0.05  # nats: chosen, below the noise of any batch
+LEVEL, NOISE = 12, 48  # chosen: losses that give the usual level, and its spread
+NEW_LEVEL = 60  # steps: chosen, what stays away for longer is a change for good
+RETURNED = 0.3  # of the jump, or 0.25 nats: chosen, how near the loss comes again within NEW_LEVEL steps
+GRADIENT = 3.0  # robust standard deviations of log ‖g‖: chosen, a single odd batch shows in its gradient too
+
+
+def find(history: History) -> list[Cause]:
+    return history.once(odd_batches)
+
+
+def advice(history: History, cause: Cause) -> list[Advice]:
+    return [
+        Advice("stability.on_spike=rollback", "goes back to before the batches and leaves them out"),
+        Advice("stability.on_spike=skip", "leaves their updates out as they come"),
+    ]
+
+
+DATA = Kind("a stretch of batches unlike the others", find, advice)
+
+
+def odd_batches(history: History) -> list[Cause]:
+    """Stretches whose loss is far from that of the batches before, from one step to the next.
+
+    The loss comes back after them, unless the run ends before. A single step takes a larger jump, and another gradient.
+    """
+    steps, loss = history.scalar("train/loss")
+    norm_steps, norm = history.scalar("train/grad_norm")
+    if len(loss) < LEAST_LOSSES or not np.array_equal(steps, norm_steps):
+        return []
+    flags, center, spread = _far_from_before(loss)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_norm = np.log(norm)
+    causes = []
+    for first, last in events(flags, steps, gap=3):
+        at, end = int(np.searchsorted(steps, first)), int(np.searchsorted(steps, last))
+        jump = loss[at] - center[at]
+        usual_norm, spread_norm = (part[0] for part in usual(log_norm, np.array([at]), 48, 8))
+        norm_z = (log_norm[at] - usual_norm) / max(spread_norm, 0.1)
+        after = loss[end + 1 : end + 1 + NEW_LEVEL]
+        if not _returns(after, center[at], jump):
+            continue
+        if last == first and (abs(norm_z) < GRADIENT or abs(jump) < LEAST_OF_ONE):
+            continue
+        loss_z = f"{jump / spread[at]:+.0f} SD"
+        gradient = f" ({norm_z:+.0f} SD of its logarithm)" if np.isfinite(norm_z) else ""
+        sentences = (
+            f"the loss of step {first} is {loss[at]:.3f}, where {center[at]:.3f} is usual ({loss_z})",
+            f"the gradient's norm is {norm[at]:.3g} there{gradient}",
+            f"it stays apart until step {last}" + (", and comes back" if len(after) else ", where the run ends so far"),
+        )
+        causes.append(Cause("data", step=first, evidence=sentences))
+    return causes
+
+
+def _returns(after: Float[np.ndarray, " n"], center: float, jump: float) -> bool:
+    """Whether the loss comes near its level of before again; so it counts where the run ends with the stretch."""
+    finite = after[np.isfinite(after)]
+    if not len(after):
+        return True
+    return bool(len(finite)) and float(np.abs(finite - center).min()) < max(0.25, RETURNED * abs(jump))
+
+
+def _far_from_before(loss: Float[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which losses are far from those before, what was usual then, and its spread.
+
+    What is flagged is no part of what is usual for the next.
+    """
+    flags, centers, spreads = np.zeros(len(loss), bool), np.full(len(loss), np.nan), np.full(len(loss), np.nan)
+    ordinary: list[float] = []
+    in_a_row = 0
+    for i, value in enumerate(loss):
+        if len(ordinary) >= LEAST_KNOWN:
+            centers[i] = np.median(ordinary[-LEVEL:])
+            # From one value to the next, so that the fall of the loss itself is no spread.
+            spreads[i] = max(float(robust_spread(np.diff(ordinary[-NOISE:]))) / math.sqrt(2), LEAST_SPREAD)
+            apart = value - centers[i] if value > centers[i] else 0.5 * (centers[i] - value)  # it falls early on
+            flags[i] = apart > max(FAR * spreads[i], LEAST_JUMP)
+        in_a_row = in_a_row + 1 if flags[i] else 0
+        if np.isfinite(value) and (not flags[i] or in_a_row > NEW_LEVEL):  # a change for good is the new level
+            ordinary.append(float(value))
+    return flags & np.isfinite(loss), centers, spreads

@@ -1,0 +1,64 @@
+"""Something was not finite: the first step of it, and the matrices, where not all of them were."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxstab.diagnose.causes.base import Advice, Cause, Kind, Place, named, place_in_stack
+from jaxstab.diagnose.causes.learning_rate import lower_rate
+from jaxstab.diagnose.history import History
+
+WATCHED = ("train/loss", "train/grad_norm", "train/update_norm")
+# Of all matrices: this project's choice. Where more have entries that aren't finite, the loss had them first, and none
+# of them is the place.
+SOME = 0.25
+MOST_NAMED = 6
+
+
+def find(history: History) -> list[Cause]:
+    by_name, of_matrices = _first_by_name(history), _first_of_matrices(history)
+    if not by_name and not of_matrices:
+        return []
+    step = min([*by_name.values(), *of_matrices])
+    names = sorted(name for name, at in by_name.items() if at == step)
+    sentence = f"not finite at step {step}: {', '.join(names) or 'entries of the gradient'}"
+    places = _matrices_at(history, step)
+    total = sum(series.layers for series in history.measured("nonfinite_fraction").values())
+    if not places or len(places) > int(SOME * total):
+        return [Cause("nonfinite", step=step, evidence=(sentence,))]
+    listed = ", ".join(named(*place) for place in places[:MOST_NAMED])
+    evidence = (sentence, f"entries not finite in the gradient of {listed}")
+    role, layer = places[0]
+    return [Cause("nonfinite", role, layer, None, step, evidence)]
+
+
+def advice(history: History, cause: Cause) -> list[Advice]:
+    return [Advice("stability.on_nonfinite=skip", "steps that aren't finite change nothing"), lower_rate(history)]
+
+
+NONFINITE = Kind("something was not finite", find, advice)
+
+
+def _first_by_name(history: History) -> dict[str, int]:
+    """{what: the first step at which it wasn't finite} of what the step says of itself."""
+    steps, finite = history.scalar("train/finite")
+    bad = {"the step": steps[finite == 0]}
+    for name in WATCHED:
+        steps, values = history.scalar(name)
+        bad[name.removeprefix("train/")] = steps[~np.isfinite(values)]
+    return {name: int(at[0]) for name, at in bad.items() if len(at)}
+
+
+def _first_of_matrices(history: History) -> list[int]:
+    """The first step, of each role, at which a gradient had entries that weren't finite."""
+    parts = history.measured("nonfinite_fraction").values()
+    return [int(step) for series in parts for step in series.steps[(series.values > 0).any(axis=1)][:1]]
+
+
+def _matrices_at(history: History, step: int) -> list[Place]:
+    """Those whose gradient had entries that weren't finite at a step."""
+    return [
+        (role, place_in_stack(role, int(layer)))
+        for role, series in history.measured("nonfinite_fraction").items()
+        for layer in np.flatnonzero((series.values[series.steps == step] > 0).any(axis=0))
+    ]
