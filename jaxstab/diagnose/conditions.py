@@ -201,7 +201,7 @@ def _small_mlp(history: History, table: dict[str, Row]) -> Condition:
     shortcut = embedding[0] if shortcuts is None else float(shortcuts.values[0, 0])
     source = "the embedding's" if shortcuts is None else "measured after attention"
     row = table["up_proj"]
-    product = float(up.values[0, 0] * down.values[0, 0])
+    product = float(up.values[0, 0]) * float(down.values[0, 0])
     bound = 1 + _ratio(product * (math.sqrt(row.fan_in) + math.sqrt(row.fan_out)) ** 2, shortcut)
     text = (
         f"s_1 s_2 = {product:.3g}, s_x' = {shortcut:.3g} ({source}): bound (15) is {bound:.3g} "

@@ -79,11 +79,17 @@ class History:
         if not self.saved:
             return {}
         try:
-            effective, methods, _ = reparameterized(from_flat(Config, self.saved))
+            return _matrices(from_flat(Config, self.saved))
         except UserError:  # the config of another version
             return {}
-        matrices = [row for row in rows(effective) if row.is_matrix and not row.tied]
-        return {row.role: row for row in matrices if all(each.preserves for each in methods if each.applies(row))}
+
+
+@functools.lru_cache(maxsize=8)
+def _matrices(config: Config) -> dict[str, Row]:
+    """The rows of effective matrices that begin as they are drawn, by role."""
+    effective, methods, _ = reparameterized(config)
+    matrices = [row for row in rows(effective) if row.is_matrix and not row.tied]
+    return {row.role: row for row in matrices if all(each.preserves for each in methods if each.applies(row))}
 
 
 def _place(role: str) -> tuple[int, int]:

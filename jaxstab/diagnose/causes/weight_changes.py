@@ -219,6 +219,6 @@ def _expected_norm(series: Series, row: Row | None) -> tuple[np.ndarray, float, 
     median = float(np.median(series.values[0]))
     if series.layers < 3 or not 0 < median < math.inf:
         return np.full(series.layers, np.nan), math.inf, ""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         spread = float(np.median(np.abs(np.log(series.values[0] / median))))
     return np.full(series.layers, median), 0.05 + BY_LAYER * spread, "that the median layer has"
