@@ -1,9 +1,13 @@
 """A planted cause is named, with its place and step, by evidence that the run bears out; no cause, no alarm."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from jaxstab.diagnose import find_causes, read_history
+from jaxstab.diagnose import Cause, causes, find_causes, read_history
+from jaxstab.diagnose.causes import CAUSES, ranked
+from jaxstab.diagnose.causes.learning_rate import VIOLENT, growth
 
 
 def cause_of(workdir):
@@ -43,6 +47,73 @@ def test_what_is_scaled_before_the_first_step_is_found_by_its_initial_scale(fake
     assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", "up_proj", 2, 1)
     found = cause_of(fake(lambda run: run.scale(1, "up_proj", 2, 1.4), saved=False))
     assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", "up_proj", 2, 1)
+
+
+@pytest.mark.parametrize("step", [1, 70])
+def test_a_matrix_that_was_zeroed(fake, step):
+    history = read_history(fake())
+    for measurement in ("norm", "norm_effective"):
+        history.series[f"stability/{measurement}/v_proj"].values[step - 1 :, 2] = 0.0
+    found = find_causes(history)[0]
+    assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", "v_proj", 2, step)
+
+
+def test_a_matrix_that_begins_at_zero_was_not_changed(fake):
+    """A branch that starts at zero: no update ratio tells of its first steps."""
+    history = read_history(fake(changes={"reparam__method": "rezero"}))
+    for measurement in ("norm", "norm_effective"):
+        history.series[f"stability/{measurement}/o_proj"].values[:2] = 0.0
+    assert [each.cause for each in find_causes(history)] == ["none"]
+
+
+def test_norms_that_shrink_and_then_grow(fake):
+    """By how much the median matrix grew counts, not whether it came to more than it was at first."""
+    history = read_history(fake())
+    factor = np.exp(np.abs(np.linspace(-2, 2, 160)) - 2)[:, None]
+    for name, series in history.series.items():
+        if name.startswith(("stability/norm/", "stability/norm_effective/")):
+            series.values[:] *= factor
+        if name.startswith(("stability/update_ratio/", "stability/update_ratio_effective/")):
+            series.values[:] += 0.05
+    found = find_causes(history)[0]
+    assert found.cause == "learning_rate" and 80 <= found.step <= 110
+
+
+def test_what_causes_explain_of_each_other():
+    def at(cause, step, outside=False):
+        return Cause(cause, step=step, from_outside=outside)
+
+    change, late = at("weights_scaled", 80, True), at("attention_logits", 200, True)
+    embedding, start = at("embedding_scale", 1, True), at("weights_scaled", 1, True)
+    echo, after, before = at("data", 140), at("data", 141), at("data", 79)
+    rate, logits = at("learning_rate", 90), at("attention_logits", 100)
+    assert ranked([late, change, rate, echo, after, before, logits]) == [change, late, rate, after, before, logits]
+    assert ranked([start, change, embedding]) == [embedding, change]
+    assert ranked([start, change]) == [start, change]
+    assert ranked([]) == []
+
+
+def test_where_all_matrices_grow_violently_a_change_has_to_be_beyond_its_update(fake):
+    """The same change within its update is a cause where matrices keep their size, and none where they don't."""
+
+    def plant(run):
+        run.scale(90, "o_proj", 3, 1.02)
+
+    calm, violent = (read_history(fake(plant, rate=0.03)) for _ in range(2))
+    grow = np.exp(np.linspace(0, 5, 160))[:, None]
+    for name, series in violent.series.items():
+        if name.startswith("stability/norm"):
+            series.values[:] *= grow
+        if name.startswith("stability/update_ratio"):
+            series.values[:] += 0.05
+    assert growth(violent).factor > VIOLENT > growth(calm).factor
+    assert [each.cause for each in find_causes(calm)] == ["weights_scaled"]
+    assert [each.cause for each in find_causes(violent)] == ["learning_rate"]
+
+
+def test_every_file_of_causes_is_registered():
+    files = {path.stem for path in Path(causes.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "base", "weight_changes"} == set(CAUSES) - {"none"}
 
 
 def test_the_consequences_of_a_change_are_no_second_cause(fake):

@@ -13,6 +13,8 @@ from jaxstab.config import UserError
 from jaxstab.diagnose import diagnose, diagnosed, read_history
 from jaxstab.diagnose.figures import FIGURES, figures, thinned
 from jaxstab.diagnose.moved import moved_before
+from jaxstab.diagnose.page import page
+from jaxstab.diagnose.sections import as_text, sections
 from jaxstab.logging import read_measurements
 
 
@@ -49,22 +51,23 @@ def test_a_run_with_a_spike(fake, capsys):
     assert found["spikes"][0]["first"] == 120
     assert any("stability.on_spike" in each["keys"] for each in found["advice"])
 
-    page = (workdir / "report" / "diagnose.html").read_text()
-    read = Reader(page)
+    written = (workdir / "report" / "diagnose.html").read_text()
+    read = Reader(written)
     assert all(reference.startswith("#") for reference in read.references)  # works offline
     assert {reference[1:] for reference in read.references} <= set(read.ids)
     assert len(read.ids) == len(set(read.ids))
-    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    drawings = re.findall(r"<svg.*?</svg>", written, re.DOTALL)
     for drawing in drawings:
         ElementTree.fromstring(drawing)
     assert len(drawings) == len(FIGURES)
 
 
-def test_what_was_not_measured_is_said_to_be_missing(fake):
-    run = read_history(fake())
-    for name in [name for name in run.series if "jacobian" in name or "tev_histogram/" in name]:
-        del run.series[name]
-    missing = [figure.missing for figure in figures(run, []) if figure.missing]
+def test_what_was_not_measured_is_said_to_be_missing(fake, monkeypatch):
+    monkeypatch.setattr("jaxstab.diagnose.figures.svg_of", lambda figure: "<svg></svg>")  # which takes the time
+    history = read_history(fake())
+    for name in [name for name in history.series if "jacobian" in name or "tev_histogram/" in name]:
+        del history.series[name]
+    missing = [figure.missing for figure in figures(history, []) if figure.missing]
     assert missing == [
         "missing: stability/tev_histogram (stability.measure=full)",
         "missing: stability/jacobian (stability.measure=full)",
@@ -126,11 +129,70 @@ def test_conditions_by_the_initial_scales(fake):
     assert found["large shortcut: the standard deviation of the embedding is close to 1"].holds is True
 
 
+def small_embedding(run):
+    run.scale(1, "embed_tokens", 0, 0.01)
+
+
 def test_what_is_so_already_is_not_advised(fake):
-    keys = [each.keys for each in diagnosed(read_history(fake())).advice]
-    assert "model.embedding.method=scaled" in keys
-    scaled = fake(changes={"model__embedding__method": "scaled"})
-    assert "model.embedding.method=scaled" not in [each.keys for each in diagnosed(read_history(scaled)).advice]
+    keys = [each.keys for each in diagnosed(read_history(fake(small_embedding))).advice]
+    assert "model.embedding.method=scaled" in keys and len(keys) == len(set(keys))
+    scaled = fake(small_embedding, changes={"model__embedding__method": "scaled"})
+    diagnosis = diagnosed(read_history(scaled))
+    assert diagnosis.cause.cause == "embedding_scale"
+    assert "model.embedding.method=scaled" not in [each.keys for each in diagnosis.advice]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"reparam__method": "wesar", "model__embedding__method": "unit"},  # as configs/quickstart.py
+        {"model__embedding__method": "scaled", "init__method": "small"},
+        {"reparam__method": "rezero"},
+    ],
+)
+def test_a_healthy_run_is_told_to_change_nothing(fake, changes):
+    """Whatever condition of a paper it is outside of; lines that are this project's are not said to fail."""
+    diagnosis = diagnosed(read_history(fake(changes=changes)))
+    assert diagnosis.cause.cause == "none" and diagnosis.advice == ()
+    assert any(each.holds is False for each in diagnosis.conditions)
+    said = "\n".join(as_text(sections(diagnosis)))
+    assert "What would be changed:\n  Nothing." in said
+    own = [each for each in diagnosis.conditions if not each.exact]
+    assert {each.verdict for each in own} <= {"holds", "outside what the paper saw", "unknown"}
+    assert all(each.verdict in said for each in diagnosis.conditions)
+
+
+def test_a_condition_that_a_paper_states_exactly_fails(fake):
+    judged = {each.condition: each for each in diagnosed(read_history(fake())).conditions}
+    assert judged["all stored matrices begin with one standard deviation"].verdict == "fails"
+    assert [each.condition for each in judged.values() if each.exact] == [
+        "all stored matrices begin with one standard deviation"
+    ]
+
+
+class Text(html.parser.HTMLParser):
+    """The text of a page without its drawings, in lines of one element each."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.texts = []
+        self.feed(re.sub("<svg.*?</svg>|<style.*?</style>", "", page, flags=re.DOTALL))
+        self.close()
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.mark.parametrize("plant", [spiking, small_embedding, lambda run: None])
+def test_the_page_says_what_the_terminal_says(fake, plant):
+    parts = sections(diagnosed(read_history(fake(plant))))
+    on_page = re.sub(r"\s+", " ", " ".join(Text(page("A run", "", parts, [])).texts))
+    lines = [line for line in as_text(parts) if line]
+    assert len(lines) > 30
+    for line in lines:
+        for part in re.split(r"\s{2,}", line.strip().removesuffix(":")):  # the cells of a row
+            assert part in on_page, part
 
 
 def test_thinning_keeps_the_extremes():

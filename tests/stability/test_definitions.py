@@ -24,10 +24,59 @@ def noisy():
     return values
 
 
-@pytest.mark.parametrize(("name", "rule"), [("OLMo 2", "olmo2"), ("SkipStep", "skip_step")])
+@pytest.fixture
+def planted():
+    """2,400 values of noise, 95 of them spikes of 6 to 60 standard deviations, and which."""
+    dice = np.random.default_rng(1)
+    values = 3 + 0.1 * dice.standard_normal(2400)
+    at = np.sort(dice.choice(np.arange(200, 2400), 95, replace=False))
+    values[at] += 0.1 * np.exp(dice.uniform(np.log(6), np.log(60), 95))
+    return values, at
+
+
+@pytest.mark.parametrize(("name", "rule"), [("OLMo 2, winsorised", "olmo2"), ("SkipStep, winsorised", "skip_step")])
 def test_rules_of_the_step(noisy, name, rule):
     wanted = np.flatnonzero(exceeds(expected(noisy, RULES[rule].window), RULES[rule]))
     assert flags(name, noisy) == wanted.tolist() and len(wanted) > 1
+
+
+def test_olmo_2_as_published(noisy, planted):
+    """More than 7 standard deviations from the mean of the last 1,000 values, taken in whole."""
+    for values in (noisy, planted[0], -noisy):
+        before = pd.Series(values).shift(1).rolling(1000, min_periods=64)
+        wanted = np.flatnonzero(np.abs(values - before.mean()) > 7 * before.std(ddof=0))
+        assert flags("OLMo 2", values) == wanted.tolist() and len(wanted) > 1
+
+
+def test_skip_step_as_published(noisy, planted):
+    """What OLMo-core's SkipStepOptimizer skips: its `get_step_factor`, written again, fed one loss after the other."""
+
+    def skipped(losses, length=128, factor=6):
+        if len(losses) < length // 2:
+            return False
+        before = pd.Series(losses[:-1])
+        return losses[-1] - before.mean() > factor * before.std()  # torch.std_mean takes the sample's too
+
+    for values in (noisy, planted[0]):
+        wanted = [i for i in range(len(values)) if skipped(values[max(0, i - 128) : i + 1])]
+        assert flags("SkipStep", values) == wanted and len(wanted) > 1
+
+
+@pytest.mark.parametrize("name", ["OLMo 2", "SkipStep"])
+def test_winsorised_windows_flag_spikes_that_whole_ones_hide(planted, name):
+    values, at = planted
+    published, winsorised = (set(flags(each, values)) & set(at) for each in (name, f"{name}, winsorised"))
+    assert len(published) < 0.75 * len(winsorised)
+    assert len(winsorised - published) > 15 and len(winsorised) < len(at)
+
+
+@pytest.mark.parametrize("length", [63, 64, 128, 129, 1000, 1001, 4097, 5200])
+def test_windows_of_every_length(length):
+    """The ends of windows and of chunks: a spike is put where each begins to count."""
+    values = 3 + 0.1 * np.random.default_rng(length).standard_normal(length + 1)
+    values[-1] = 9
+    assert (flags("OLMo 2", values) == [length]) == (length >= 64)
+    assert flags("SkipStep", values) == [length]
 
 
 def test_the_rolling_median(noisy):
