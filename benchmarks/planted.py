@@ -64,7 +64,7 @@ def get_config(layers: str = "4") -> ConfigDict:
 
 
 def draw(seed: int, runs: int = RUNS) -> list[dict[str, Any]]:
-    """The causes of a draw: as many of each, in random order, everything else at random. Sizes are log-uniform."""
+    """The causes of a draw: equally many of each, in random order, everything else at random. Sizes are log-uniform."""
     random = np.random.default_rng(seed)
     causes = random.permutation([CAUSES[each % len(CAUSES)] for each in range(runs)])
     return [_drawn(random, str(cause)) | {"run": run} for run, cause in enumerate(causes)]
@@ -179,14 +179,14 @@ def poisoned(
     What stands at a position is a function of the position, as it is for the text.
     """
 
-    def replaced(self: Any, position: int, count: int, rows: slice = slice(None)) -> np.ndarray:
-        found = records(self, position, count, rows).copy()
+    def with_garbage(self: Any, position: int, count: int, rows: slice = slice(None)) -> np.ndarray:
+        replaced = records(self, position, count, rows).copy()
         for row, place in enumerate(range(position, position + count)[rows]):
             if (step - 1) * size <= place < (step - 1 + batches) * size and place % size < round(share * size):
-                found[row] = garbage(kind, place, found.shape[1])
-        return found
+                replaced[row] = garbage(kind, place, replaced.shape[1])
+        return replaced
 
-    return replaced
+    return with_garbage
 
 
 def garbage(kind: str, position: int, length: int) -> np.ndarray:
@@ -201,7 +201,7 @@ def garbage(kind: str, position: int, length: int) -> np.ndarray:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains and diagnoses what isn't in the file of results yet, a line a run."""
+    """Trains and diagnoses what isn't in the file of results yet, one line per run."""
     causes = draw(arguments.seed, arguments.runs)
     done = {line["planted"]["run"] for line in _lines(arguments.out)} if arguments.out.exists() else set()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -234,15 +234,15 @@ def measured(planted: dict[str, Any], arguments: argparse.Namespace) -> dict[str
     with workdir.with_name(workdir.name + ".log").open("w") as log:
         trained = subprocess.run(command, env=os.environ | cache, stdout=log, stderr=log, check=False).returncode
         asked = [sys.executable, "main.py", "diagnose", f"--workdir={workdir}"]
-        told = subprocess.run(asked, env=os.environ | cache, stdout=log, stderr=log, check=False).returncode
+        diagnosed = subprocess.run(asked, env=os.environ | cache, stdout=log, stderr=log, check=False).returncode
     report = workdir / "report" / "diagnose.json"
-    answer = json.loads(report.read_text()) if told == 0 and report.exists() else {"cause": "no answer"}
+    answer = json.loads(report.read_text()) if diagnosed == 0 and report.exists() else {"cause": "no answer"}
     answer = {key: answer.get(key) for key in ("cause", "role", "layer", "head", "step")}
     proof = _lines(evidence) if evidence.exists() else []
     return {
         "answer": answer,
         "train_exit": trained,
-        "diagnose_exit": told,
+        "diagnose_exit": diagnosed,
         "evidence": proof,
         **_effect(workdir, planted),
     }
@@ -301,15 +301,17 @@ def scores(lines: list[dict[str, Any]]) -> str:
     table = ["| right | | chance | p |", "|---|---|---|---|"]
     table += [f"| {name} | {_right(pairs)} of {len(pairs)} | {_chance(pairs)} |" for name, pairs in rows]
     steps = [(line["planted"]["step"], line["answer"]["step"]) for line in lines if _has_moment(line)]
-    near = sum(told is not None and abs(told - step) <= 5 for step, told in steps)
+    near = sum(answer is not None and abs(answer - step) <= 5 for step, answer in steps)
     healthy = [line for line in lines if line["planted"]["cause"] == "none"]
     alarms = sum(line["answer"]["cause"] != "none" for line in healthy)
     table.append(f"| step, within 5 | {near} of {len(steps)} | | |")
     table.append(f"| false alarms, where nothing was planted | {alarms} of {len(healthy)} | | |")
     counts = collections.Counter((line["planted"]["cause"], line["answer"]["cause"]) for line in lines)
-    told = [name for name in (*ANSWERS, "no answer") if any(counts[cause, name] for cause in CAUSES)]
-    confusions = [f"| planted \\ told | {' | '.join(told)} |", "|---" * (len(told) + 1) + "|"]
-    confusions += [f"| {cause} | {' | '.join(str(counts[cause, name] or '') for name in told)} |" for cause in CAUSES]
+    answers = [name for name in (*ANSWERS, "no answer") if any(counts[cause, name] for cause in CAUSES)]
+    confusions = [f"| planted \\ answer | {' | '.join(answers)} |", "|---" * (len(answers) + 1) + "|"]
+    confusions += [
+        f"| {cause} | {' | '.join(str(counts[cause, name] or '') for name in answers)} |" for cause in CAUSES
+    ]
     return "\n".join([*table, "", *confusions])
 
 
@@ -318,19 +320,19 @@ def _has_moment(line: dict[str, Any]) -> bool:
 
 
 def _right(pairs: Sequence[tuple[Any, Any]]) -> int:
-    return sum(truth == told for truth, told in pairs)
+    return sum(truth == answer for truth, answer in pairs)
 
 
 def _chance(pairs: Sequence[tuple[Any, Any]]) -> str:
     """What the same answers score when they are shuffled, on average, and how often they score as much."""
     random = np.random.default_rng(0)
-    truths, told = zip(*pairs, strict=True)
-    found = [
-        sum(truths[each] == told[other] for each, other in enumerate(random.permutation(len(told))))
+    truths, answers = zip(*pairs, strict=True)
+    by_chance = [
+        sum(truths[each] == answers[other] for each, other in enumerate(random.permutation(len(answers))))
         for _ in range(PERMUTATIONS)
     ]
-    as_good = (1 + sum(each >= _right(pairs) for each in found)) / (1 + PERMUTATIONS)
-    return f"{np.mean(found):.1f} | {as_good:.2g}"
+    as_good = (1 + sum(each >= _right(pairs) for each in by_chance)) / (1 + PERMUTATIONS)
+    return f"{np.mean(by_chance):.1f} | {as_good:.2g}"
 
 
 def main() -> int | None:
