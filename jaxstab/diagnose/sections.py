@@ -38,7 +38,7 @@ class Items:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """A table; a cell of style "code" is what one would type, "holds" and "fails" are colours."""
+    """A table; a cell of style "code" is what one would type, a verdict's first word is a colour."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[Marked, ...], ...]
@@ -128,15 +128,10 @@ def _moved(spikes: tuple[Spike, ...]) -> tuple[Block, ...]:
 
 
 def _conditions(judged: tuple[Condition, ...]) -> tuple[Block, ...]:
-    style = {True: "holds", False: "fails", None: "unknown"}
+    verdicts = [Marked(each.verdict, each.verdict.split()[0]) for each in judged]
     rows = tuple(
-        (
-            Marked(each.paper),
-            Marked(each.condition),
-            Marked(each.verdict, style[each.holds] if each.exact or each.holds is not False else "outside"),
-            Marked(each.measured),
-        )
-        for each in judged
+        (Marked(each.paper), Marked(each.condition), verdict, Marked(each.measured))
+        for each, verdict in zip(judged, verdicts, strict=True)
     )
     return (Rows(("paper", "condition", "", "measured"), rows),)
 

@@ -30,23 +30,23 @@ def test_a_healthy_run_raises_no_alarm(fake, seed):
     ],
 )
 def test_a_scaled_matrix_is_found_by_its_norm(fake, role, layer, step, factor):
-    found = cause_of(fake(lambda run: run.scale(step, role, layer, factor), seed=step))
-    assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", role, layer, step)
-    assert f"x{factor:.3g}" in found.evidence[0]
+    cause = cause_of(fake(lambda run: run.scale(step, role, layer, factor), seed=step))
+    assert (cause.cause, cause.role, cause.layer, cause.step) == ("weights_scaled", role, layer, step)
+    assert f"x{factor:.3g}" in cause.evidence[0]
 
 
 @pytest.mark.parametrize("factor", [1.02, 0.98])
 def test_a_change_smaller_than_the_update_is_found_by_being_unlike_others(fake, factor):
-    found = cause_of(fake(lambda run: run.scale(90, "o_proj", 3, factor), rate=0.03))
-    assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", "o_proj", 3, 90)
-    assert "unlike any change of it before" in found.evidence[0]
+    cause = cause_of(fake(lambda run: run.scale(90, "o_proj", 3, factor), rate=0.03))
+    assert (cause.cause, cause.role, cause.layer, cause.step) == ("weights_scaled", "o_proj", 3, 90)
+    assert "unlike any change of it before" in cause.evidence[0]
 
 
 def test_what_is_scaled_before_the_first_step_is_found_by_its_initial_scale(fake):
-    found = cause_of(fake(lambda run: run.scale(1, "up_proj", 2, 1.4)))
-    assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", "up_proj", 2, 1)
-    found = cause_of(fake(lambda run: run.scale(1, "up_proj", 2, 1.4), saved=False))
-    assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", "up_proj", 2, 1)
+    cause = cause_of(fake(lambda run: run.scale(1, "up_proj", 2, 1.4)))
+    assert (cause.cause, cause.role, cause.layer, cause.step) == ("weights_scaled", "up_proj", 2, 1)
+    cause = cause_of(fake(lambda run: run.scale(1, "up_proj", 2, 1.4), saved=False))
+    assert (cause.cause, cause.role, cause.layer, cause.step) == ("weights_scaled", "up_proj", 2, 1)
 
 
 @pytest.mark.parametrize("step", [1, 70])
@@ -54,8 +54,8 @@ def test_a_matrix_that_was_zeroed(fake, step):
     history = read_history(fake())
     for measurement in ("norm", "norm_effective"):
         history.series[f"stability/{measurement}/v_proj"].values[step - 1 :, 2] = 0.0
-    found = find_causes(history)[0]
-    assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", "v_proj", 2, step)
+    cause = find_causes(history)[0]
+    assert (cause.cause, cause.role, cause.layer, cause.step) == ("weights_scaled", "v_proj", 2, step)
 
 
 def test_a_matrix_that_begins_at_zero_was_not_changed(fake):
@@ -75,8 +75,8 @@ def test_norms_that_shrink_and_then_grow(fake):
             series.values[:] *= factor
         if name.startswith(("stability/update_ratio/", "stability/update_ratio_effective/")):
             series.values[:] += 0.05
-    found = find_causes(history)[0]
-    assert found.cause == "learning_rate" and 80 <= found.step <= 110
+    cause = find_causes(history)[0]
+    assert cause.cause == "learning_rate" and 80 <= cause.step <= 110
 
 
 def test_what_causes_explain_of_each_other():
@@ -134,40 +134,40 @@ def test_queries_and_keys_of_one_head(fake, step):
         run.scale(step, "q_proj", layer, grown).scale(step, "k_proj", layer, grown)
         run.logits[step - 1 :, layer, head] *= factor**2
 
-    found = cause_of(fake(plant))
-    assert (found.cause, found.layer, found.head, found.step) == ("attention_logits", layer, head, step)
+    cause = cause_of(fake(plant))
+    assert (cause.cause, cause.layer, cause.head, cause.step) == ("attention_logits", layer, head, step)
 
 
 def test_logits_that_grow_without_a_jump(fake):
     def plant(run):
         run.logits[:, 1, 3] *= np.exp(np.linspace(0, 4, run.steps))
 
-    found = cause_of(fake(plant))
-    assert (found.cause, found.layer, found.head, found.step) == ("attention_logits", 1, 3, 100)
+    cause = cause_of(fake(plant))
+    assert (cause.cause, cause.layer, cause.head, cause.step) == ("attention_logits", 1, 3, 100)
 
 
 @pytest.mark.parametrize("factor", [0.01, 0.5])
 def test_an_embedding_that_began_too_small(fake, factor):
-    found = cause_of(fake(lambda run: run.scale(1, "embed_tokens", 0, factor)))
-    assert (found.cause, found.role, found.step) == ("embedding_scale", "embed_tokens", 1)
+    cause = cause_of(fake(lambda run: run.scale(1, "embed_tokens", 0, factor)))
+    assert (cause.cause, cause.role, cause.step) == ("embedding_scale", "embed_tokens", 1)
 
 
 def test_an_embedding_scaled_later_is_a_scaled_matrix(fake):
-    found = cause_of(fake(lambda run: run.scale(70, "embed_tokens", 0, 0.1)))
-    assert (found.cause, found.role, found.layer, found.step) == ("weights_scaled", "embed_tokens", None, 70)
+    cause = cause_of(fake(lambda run: run.scale(70, "embed_tokens", 0, 0.1)))
+    assert (cause.cause, cause.role, cause.layer, cause.step) == ("weights_scaled", "embed_tokens", None, 70)
 
 
 def test_a_learning_rate_at_which_all_matrices_grow(fake):
-    found = cause_of(fake(rate=0.2))
-    assert found.cause == "learning_rate" and found.step < 25
+    cause = cause_of(fake(rate=0.2))
+    assert cause.cause == "learning_rate" and cause.step < 25
 
 
 def test_a_learning_rate_that_ends_the_run_at_once(fake):
     def plant(run):
         run.loss[2], run.grad[2] = np.nan, np.nan
 
-    found = find_causes(read_history(fake(plant, rate=30.0, steps=3)))
-    assert [each.cause for each in found] == ["learning_rate", "nonfinite"]
+    several = find_causes(read_history(fake(plant, rate=30.0, steps=3)))
+    assert [each.cause for each in several] == ["learning_rate", "nonfinite"]
 
 
 def test_a_gradient_that_vanishes_stops_nobody(fake):
@@ -191,17 +191,17 @@ def test_a_stretch_of_odd_batches(fake, step, length, jump):
         run.loss[step - 1 : step - 1 + length] += jump
         run.grad[step - 1 : step - 1 + length] *= 4
 
-    found = cause_of(fake(plant))
-    assert (found.cause, found.role, found.step) == ("data", None, step)
+    cause = cause_of(fake(plant))
+    assert (cause.cause, cause.role, cause.step) == ("data", None, step)
 
 
 def test_a_stretch_that_has_not_ended_says_so(fake):
     def plant(run):
         run.loss[99:] += 2
 
-    found = cause_of(fake(plant))
-    assert (found.cause, found.step) == ("data", 100)
-    assert "until step 160, where the run ends so far" in found.evidence[-1]
+    cause = cause_of(fake(plant))
+    assert (cause.cause, cause.step) == ("data", 100)
+    assert "until step 160, where the run ends so far" in cause.evidence[-1]
 
 
 def test_noise_of_single_batches_is_no_cause(fake):
@@ -232,8 +232,8 @@ def test_a_rate_that_is_too_high_explains_the_spikes_after(fake):
         run.loss[120:126] += 3
         run.grad[120:126] *= 4
 
-    found = find_causes(read_history(fake(plant, rate=0.2)))
-    assert [each.cause for each in found] == ["learning_rate", "data"]
+    several = find_causes(read_history(fake(plant, rate=0.2)))
+    assert [each.cause for each in several] == ["learning_rate", "data"]
 
 
 def test_entries_that_are_not_finite_name_their_matrix(fake):
@@ -241,21 +241,21 @@ def test_entries_that_are_not_finite_name_their_matrix(fake):
         run.nonfinite["k_proj"][70, 2] = 0.1
         run.loss[71:], run.grad[71:] = np.nan, np.nan
 
-    found = cause_of(fake(plant))
-    assert (found.cause, found.role, found.layer, found.step) == ("nonfinite", "k_proj", 2, 71)
+    cause = cause_of(fake(plant))
+    assert (cause.cause, cause.role, cause.layer, cause.step) == ("nonfinite", "k_proj", 2, 71)
 
 
 def test_a_loss_that_is_not_finite_has_no_place(fake):
     def plant(run):
         run.loss[70] = np.inf
 
-    found = cause_of(fake(plant))
-    assert (found.cause, found.role, found.step) == ("nonfinite", None, 71)
+    cause = cause_of(fake(plant))
+    assert (cause.cause, cause.role, cause.step) == ("nonfinite", None, 71)
 
 
 def test_qk_clip_may_shrink_what_it_clips(fake):
     def plant(run):
         run.scale(90, "q_proj", 1, 0.8).scale(90, "k_proj", 1, 0.8)
 
-    found = cause_of(fake(plant, changes={"optimizer__projection__method": "qk_clip"}))
-    assert found.cause == "none"
+    cause = cause_of(fake(plant, changes={"optimizer__projection__method": "qk_clip"}))
+    assert cause.cause == "none"

@@ -45,11 +45,11 @@ def test_a_run_with_a_spike(fake, capsys):
     assert main.main(["main.py", "diagnose", f"--workdir={workdir}"]) == 0
     said = capsys.readouterr().out
     assert "Cause: data from step 120" in said and "OLMo 2 on loss" in said
-    found = json.loads((workdir / "report" / "diagnose.json").read_text())
-    assert found["causes"][0]["cause"] == "data" and found["causes"][0]["step"] == 120
-    assert found["definitions"]["SkipStep on grad_norm"][0] == 120
-    assert found["spikes"][0]["first"] == 120
-    assert any("stability.on_spike" in each["keys"] for each in found["advice"])
+    report = json.loads((workdir / "report" / "diagnose.json").read_text())
+    assert report["causes"][0]["cause"] == "data" and report["causes"][0]["step"] == 120
+    assert report["definitions"]["SkipStep on grad_norm"][0] == 120
+    assert report["spikes"][0]["first"] == 120
+    assert any("stability.on_spike" in each["keys"] for each in report["advice"])
 
     written = (workdir / "report" / "diagnose.html").read_text()
     read = Reader(written)
@@ -75,11 +75,10 @@ def test_what_was_not_measured_is_said_to_be_missing(fake, monkeypatch):
 
 
 def test_what_moved_first(fake):
-    workdir = fake(spiking)
-    run = read_history(workdir)
-    series = run.series["stability/grad_norm/up_proj"]
+    history = read_history(fake(spiking))
+    series = history.series["stability/grad_norm/up_proj"]
     series.values[114:, 3] *= 50
-    moved = moved_before(run, 120)
+    moved = moved_before(history, 120)
     assert (moved[0].measurement, moved[0].part, moved[0].layer, moved[0].ahead) == ("grad_norm", "up_proj", 3, 5)
     assert moved[0].deviation > 6
     assert all(each.step > 115 for each in moved[1:])
@@ -87,17 +86,17 @@ def test_what_moved_first(fake):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_noise_moves_nothing(fake, seed):
-    run = read_history(fake(seed=seed))
-    assert [moved for step in (80, 120, 150) for moved in moved_before(run, step)] == []
+    history = read_history(fake(seed=seed))
+    assert [moved for step in (80, 120, 150) for moved in moved_before(history, step)] == []
 
 
 def test_metrics_alone_are_enough(fake):
     workdir = fake(spiking, measurements=False, saved=False)
-    found = diagnose(workdir)
-    assert found.cause.cause == "data"
+    diagnosis = diagnose(workdir)
+    assert diagnosis.cause.cause == "data"
     assert read_measurements(workdir) == {}
-    unknown = [each for each in found.conditions if each.holds is None]
-    assert len(unknown) == len(found.conditions) and all(each.measured.startswith("missing: ") for each in unknown)
+    unknown = [each for each in diagnosis.conditions if each.holds is None]
+    assert len(unknown) == len(diagnosis.conditions) and all(each.measured.startswith("missing: ") for each in unknown)
     assert "missing: stability/update_ratio" in (workdir / "report" / "diagnose.html").read_text()
 
 
@@ -114,19 +113,19 @@ def test_steps_after_a_roll_back_replace_those_before(fake):
     with (workdir / "metrics.jsonl").open("a") as file:
         for step in (151, 152):
             file.write(json.dumps({"step": step, "attempt": 1, "train/loss": 9.0, "train/grad_norm": 1.0}) + "\n")
-    run = read_history(workdir)
-    steps, loss = run.scalar("train/loss")
+    history = read_history(workdir)
+    steps, loss = history.scalar("train/loss")
     assert steps.tolist() == list(range(1, 153)) and loss[150:].tolist() == [9.0, 9.0]
-    assert set(run.seams) == {151}
+    assert set(history.seams) == {151}
 
 
 def test_conditions_by_the_initial_scales(fake):
-    found = {each.condition: each for each in diagnosed(read_history(fake())).conditions}
-    shortcut = found["large shortcut: the standard deviation of the embedding is close to 1"]
+    judged = {each.condition: each for each in diagnosed(read_history(fake())).conditions}
+    shortcut = judged["large shortcut: the standard deviation of the embedding is close to 1"]
     assert shortcut.holds is False and f"{32**-0.5:.2f}"[:3] in shortcut.measured
     unit = fake(changes={"model__embedding__method": "unit"})
-    found = {each.condition: each for each in diagnosed(read_history(unit)).conditions}
-    assert found["large shortcut: the standard deviation of the embedding is close to 1"].holds is True
+    judged = {each.condition: each for each in diagnosed(read_history(unit)).conditions}
+    assert judged["large shortcut: the standard deviation of the embedding is close to 1"].holds is True
 
 
 def small_embedding(run):
@@ -198,8 +197,8 @@ def test_the_page_says_what_the_terminal_says(fake, plant):
 def test_thinning_keeps_the_extremes():
     values = np.random.default_rng(0).standard_normal(50_000)
     values[31_234] = 40
-    steps, kept = thinned(np.arange(50_000), values)
-    assert len(steps) <= 800 and 31_234 in steps and kept.min() == values.min()
+    steps, extremes = thinned(np.arange(50_000), values)
+    assert len(steps) <= 800 and 31_234 in steps and extremes.min() == values.min()
     assert (np.diff(steps) > 0).all()
 
 

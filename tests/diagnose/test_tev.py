@@ -27,10 +27,10 @@ def test_a_safetensors_file(tmp_path, name, capsys):
     rows = embedding()
     other = np.full((3, 4), np.nan, np.float32)  # read, it would be refused
     save_file({name: rows, "h.0.mlp.c_fc.weight": other}, tmp_path / "model.safetensors")
-    (found,) = tev([str(tmp_path / "model.safetensors")])
+    (matrix,) = tev([str(tmp_path / "model.safetensors")])
     stds, means = expected(rows.astype(np.float64))
-    np.testing.assert_allclose(found.stds, stds, rtol=1e-12)
-    np.testing.assert_allclose(found.means, means, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(matrix.stds, stds, rtol=1e-12)
+    np.testing.assert_allclose(matrix.means, means, rtol=1e-9, atol=1e-15)
     assert f"{stds.mean():.4g}" in capsys.readouterr().out
 
 
@@ -41,9 +41,9 @@ def test_bfloat16_and_a_sharded_index(tmp_path):
     index = {"weight_map": {"model.embed_tokens.weight": "a.safetensors", "lm_head.weight": "b.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     for given in (tmp_path, tmp_path / "model.safetensors.index.json"):
-        found = tev([str(given)])
-        assert len(found) == 2
-        for each, matrix in zip(found, (rows, head), strict=True):
+        matrices = tev([str(given)])
+        assert len(matrices) == 2
+        for each, matrix in zip(matrices, (rows, head), strict=True):
             np.testing.assert_allclose(each.stds, expected(matrix.astype(np.float64))[0], rtol=1e-12)
 
 
@@ -54,12 +54,12 @@ def test_a_checkpoint_of_ours(saved_run, method, tied):
     """Against the effective weights of the whole state."""
     changes = {"reparam__method": method, "model__tie_embeddings": tied, "model__embedding__method": "scaled"}
     workdir, weights = saved_run(**changes)
-    found = {each.matrix: each for each in tev([str(workdir)])}
+    by_role = {each.matrix: each for each in tev([str(workdir)])}
     wanted = {"embed_tokens": weights["embed_tokens"]["embedding"], "lm_head": weights["lm_head"]["kernel"].T}
-    for role, each in found.items():
+    for role, each in by_role.items():
         np.testing.assert_allclose(each.stds, expected(np.asarray(wanted[role], np.float64))[0], rtol=1e-5)
-    assert found.keys() == wanted.keys()
-    assert tev([str(workdir / "checkpoints" / "1")])[0].stds.tolist() == found["embed_tokens"].stds.tolist()
+    assert by_role.keys() == wanted.keys()
+    assert tev([str(workdir / "checkpoints" / "1")])[0].stds.tolist() == by_role["embed_tokens"].stds.tolist()
 
 
 def test_it_is_drawn(tmp_path):

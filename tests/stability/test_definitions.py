@@ -117,9 +117,9 @@ def test_loss_ratio():
 def test_what_is_not_finite_is_left_out(noisy, name):
     """Flags are those of the series without it, and it is flagged by none."""
     broken = np.insert(noisy, [0, 300, 700], [np.inf, np.nan, -np.inf])
-    found = DEFINITIONS[name].flags(broken)
-    assert not found[~np.isfinite(broken)].any()
-    np.testing.assert_array_equal(found[np.isfinite(broken)], DEFINITIONS[name].flags(noisy))
+    of_broken = DEFINITIONS[name].flags(broken)
+    assert not of_broken[~np.isfinite(broken)].any()
+    np.testing.assert_array_equal(of_broken[np.isfinite(broken)], DEFINITIONS[name].flags(noisy))
     assert nonfinite(broken) == 3
 
 
