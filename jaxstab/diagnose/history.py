@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Values of one measurement at ascending steps, a column a layer (one for what has no layers)."""
+    """Values of one measurement at ascending steps, one column per layer (one for what has no layers)."""
 
     steps: Int[np.ndarray, " n"]
     values: Float[np.ndarray, "n layers"]
@@ -57,7 +57,7 @@ class History:
     _results: dict[Callable, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, function: Callable[[History], T]) -> T:
-        """`function(self)`, computed when it is first asked for: for what several causes rest on."""
+        """`function(self)`, computed when it is first asked for and remembered; several causes rest on the same."""
         if function not in self._results:
             self._results[function] = function(self)
         return cast(T, self._results[function])

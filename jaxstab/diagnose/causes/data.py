@@ -76,7 +76,7 @@ def odd_batches(history: History) -> list[Cause]:
 
 
 def _returns(after: Float[np.ndarray, " n"], center: float, jump: float) -> bool:
-    """Whether the loss comes near its level of before again; so it counts where the run ends with the stretch."""
+    """Whether the loss comes near its level of before again; yes, where the run ends with the stretch."""
     finite = after[np.isfinite(after)]
     if not len(after):
         return True

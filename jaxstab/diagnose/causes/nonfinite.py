@@ -40,7 +40,7 @@ NONFINITE = Kind("something was not finite", find, advice)
 
 
 def _first_by_name(history: History) -> dict[str, int]:
-    """{what: the first step at which it wasn't finite} of what the step says of itself."""
+    """{"loss": the first step at which it wasn't finite}, of the metrics of the whole step."""
     steps, finite = history.scalar("train/finite")
     bad = {"the step": steps[finite == 0]}
     for name in WATCHED:
@@ -56,7 +56,7 @@ def _first_of_matrices(history: History) -> list[int]:
 
 
 def _matrices_at(history: History, step: int) -> list[Place]:
-    """Those whose gradient had entries that weren't finite at a step."""
+    """The matrices whose gradient had entries that weren't finite at a step."""
     return [
         (role, place_in_stack(role, int(layer)))
         for role, series in history.measured("nonfinite_fraction").items()

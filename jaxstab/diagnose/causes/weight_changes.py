@@ -1,7 +1,7 @@
 """Weights that something else than the optimizer changed: what three causes rest on.
 
 From one step to the next ‖W‖ changes by no more than ‖ΔW‖, which is measured. What goes beyond that was done from
-outside. So it is where a matrix begins at another scale than its initialization gives it.
+outside. So was what makes a matrix begin at another scale than its initialization gives it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from jaxstab.table import Row
 # All of these are this project's.
 BEYOND = 1.05  # of ‖ΔW‖: the bound is exact, 5% are for rounding
 LEAST_CHANGE = 2e-3  # of ‖W‖: likewise, for what bfloat16 rounds
-WITHIN = (
-    0.5  # of ‖ΔW‖: below it no change is looked at; measured (docs/results/diagnose.md): an update is mostly across W
-)
+WITHIN = 0.5  # of ‖ΔW‖, which is mostly across W: below it no change is looked at (docs/results/diagnose.md)
 UNUSUAL = 15.0  # robust standard deviations: chosen, for a change within its update
 WINDOW, LEAST_KNOWN = 32, 6  # chosen: changes before that say what is usual, and how many there must be
-FEW = 0.1  # of all matrices: chosen, more that change in an unusual way at one step are the optimizer's doing
+FEW = 0.1  # of all matrices: chosen, where more change in an unusual way at one step the optimizer did it
 BY_CHANCE = 5.0  # standard deviations of the norm of a drawn matrix, 1/√(2n) of it, and 1% for rounding
 BY_LAYER = 10.0  # robust standard deviations over layers, and 5%: chosen, where no initial scale is known
 MOST_SENTENCES = 4
@@ -53,12 +51,13 @@ class Change:
 
     @property
     def queries_and_keys(self) -> Place | None:
-        """The q_proj of the layer whose queries and keys changed, where a matrix of these changed most."""
+        """The q_proj of the layer in which queries and keys both changed; None unless it was q_proj or k_proj that
+        changed most of all matrices."""
+        both = [at for role, at in self.places if role == "q_proj" and ("k_proj", at) in self.places]
         role, layer = self.places[0]
-        both = [layer for role, layer in self.places if role == "q_proj" and ("k_proj", layer) in self.places]
         if role not in ("q_proj", "k_proj") or not both:
             return None
-        return "q_proj", layer if layer in both else min(both, key=lambda each: each or 0)
+        return "q_proj", layer if layer in both else min(both, key=lambda at: at or 0)
 
 
 def weight_changes(history: History) -> list[Change]:
@@ -168,7 +167,10 @@ def may_shrink(history: History, role: str) -> bool:
 def _unlike_others(
     change: Float[np.ndarray, "n layers"], ratio: Float[np.ndarray, "n layers"], rows: np.ndarray
 ) -> Bool[np.ndarray, "rows layers"]:
-    """Whether changes of log ‖W‖ are unlike those before, and the next is like them: updates go on, a hand does not."""
+    """Whether changes of log ‖W‖ are unlike those before while the next is like them again, as after an intervention.
+
+    An optimizer that begins to take larger steps goes on with them.
+    """
     center, spread = usual(change, rows, WINDOW, LEAST_KNOWN)
     floor = np.maximum(0.01 * ratio[rows], 1e-4)
     following = np.concatenate([change[1:], np.full_like(change[:1], np.nan)])[rows]
