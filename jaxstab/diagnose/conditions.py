@@ -13,11 +13,13 @@ import dataclasses
 import math
 from collections.abc import Iterable
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxstab.diagnose.causes import Advice
 from jaxstab.diagnose.causes.base import named
 from jaxstab.diagnose.history import History, Series
+from jaxstab.stability import mlp_bound
 from jaxstab.table import Row
 
 # The paper's condition is equality (WeSaR: one σ for all stored matrices); 10% are for the chance of a draw.
@@ -158,9 +160,9 @@ def _std_of(history: History, role: str, table: dict[str, Row]) -> Series | None
 def _embedding_std(history: History, table: dict[str, Row]) -> tuple[float, int, str] | None:
     """The standard deviation of the embeddings that enter the first block, the step, and what it was read off."""
     steps, values = history.scalar("stability/shortcut_std/embedding")
-    if len(steps) and (steps[0] == 1 or history.saved.get("model.embedding.method") == "layer_norm"):
+    if len(steps) and (steps[0] == 1 or history.normalizes_embedding):
         return float(values[0]), int(steps[0]), "the shortcut"
-    if history.saved.get("model.embedding.method") == "layer_norm":
+    if history.normalizes_embedding:
         return None
     std = _std_of(history, "embed_tokens", table)
     if std is not None:
@@ -202,7 +204,8 @@ def _small_mlp(history: History, table: dict[str, Row]) -> Condition:
     source = "the embedding's" if shortcuts is None else "measured after attention"
     row = table["up_proj"]
     product = float(up.values[0, 0]) * float(down.values[0, 0])
-    bound = 1 + _ratio(product * (math.sqrt(row.fan_in) + math.sqrt(row.fan_out)) ** 2, shortcut)
+    std_1, std_2, std_x = (jnp.asarray(std) for std in (up.values[0, 0], down.values[0, 0], shortcut))
+    bound = float(mlp_bound(std_1, std_2, std_x, row.fan_in, row.fan_out))
     text = (
         f"s_1 s_2 = {product:.3g}, s_x' = {shortcut:.3g} ({source}): bound (15) is {bound:.3g} "
         f"(at most {SMALL_BOUND:g})"
@@ -262,9 +265,7 @@ REMEDIES = {
 }
 
 
-def remedies(history: History, judged: Iterable[Condition]) -> list[Advice]:
+def remedies(judged: Iterable[Condition]) -> list[Advice]:
     """What the papers would change of the conditions that don't hold."""
     broken = [condition.condition for condition in judged if condition.holds is False]
-    advice = [each for names, each in REMEDIES.items() if any(name.startswith(names) for name in broken)]
-    has_small_matrices = history.saved.get("init.method") in ("small", "megatron")
-    return [each for each in advice if not (each is MEGATRON and has_small_matrices)]
+    return [each for names, each in REMEDIES.items() if any(name.startswith(names) for name in broken)]

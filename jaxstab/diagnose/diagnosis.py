@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
+from jaxstab.config import from_flat
 from jaxstab.diagnose.causes import Advice, Cause, advice_against, find_causes
 from jaxstab.diagnose.conditions import Condition, conditions, remedies
-from jaxstab.diagnose.history import History
+from jaxstab.diagnose.history import History, matrices
 from jaxstab.diagnose.moved import Spike, flagged, spikes
 from jaxstab.stability.definitions import nonfinite
+from jaxstab.train.config import Config
 
 WATCHED = ("train/loss", "train/grad_norm", "train/update_norm")
 
@@ -64,14 +65,21 @@ def _advice(history: History, cause: Cause, judged: Iterable[Condition]) -> list
     """
     if cause.cause == "none":
         return []
-    every = [*advice_against(history, cause), *remedies(history, judged)]
+    every = [*advice_against(history, cause), *remedies(judged)]
     by_keys: dict[str, Advice] = {}
     for each in every:
         by_keys.setdefault(each.keys, each)
-    return [each for keys, each in by_keys.items() if not _is_so(history.saved, keys)]
+    return [each for keys, each in by_keys.items() if not _is_so(history, keys)]
 
 
-def _is_so(saved: dict[str, Any], keys: str) -> bool:
-    """Whether a config has all of "key=value key=value"."""
-    pairs = [pair.partition("=") for pair in keys.split()]
-    return all(key in saved and str(saved[key]) == value for key, _, value in pairs)
+def _is_so(history: History, keys: str) -> bool:
+    """Whether a run's config has all of "key=value key=value", or an initial scale that is the same by another name."""
+    advised = dict(pair.split("=") for pair in keys.split())
+    if all(str(history.saved.get(key)) == value for key, value in advised.items()):
+        return True
+    is_scale = all(key.startswith("init.") for key in advised)
+    return (
+        is_scale
+        and history.config is not None
+        and history.table == matrices(from_flat(Config, history.saved | advised))
+    )

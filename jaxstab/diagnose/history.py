@@ -74,22 +74,36 @@ class History:
         return (series.steps, series.values[:, 0]) if series else (np.zeros(0, np.int64), np.zeros(0))
 
     @functools.cached_property
+    def config(self) -> Config | None:
+        """The saved config; None where there is none, or where it is that of another version."""
+        try:
+            return from_flat(Config, self.saved) if self.saved else None
+        except UserError:
+            return None
+
+    @property
     def table(self) -> dict[str, Row]:
         """The rows of the effective matrices by role, with initial scales; {} where the saved config gives none."""
-        if not self.saved:
-            return {}
-        try:
-            return _matrices(from_flat(Config, self.saved))
-        except UserError:  # the config of another version
-            return {}
+        return matrices(self.config) if self.config else {}
+
+    @property
+    def shrunk(self) -> tuple[str, ...]:
+        """Roles of the matrices that the projection after an update may scale down, which no update ratio tells."""
+        clips = self.config is not None and self.config.optimizer.projection.method == "qk_clip"
+        return ("q_proj", "k_proj") if clips else ()
+
+    @property
+    def normalizes_embedding(self) -> bool:
+        """Whether what enters the first block is normalised, so that it hasn't the scale of the embedding's matrix."""
+        return self.config is not None and self.config.model.embedding.method == "layer_norm"
 
 
 @functools.lru_cache(maxsize=8)
-def _matrices(config: Config) -> dict[str, Row]:
-    """The rows of effective matrices that begin as they are drawn, by role."""
+def matrices(config: Config) -> dict[str, Row]:
+    """The rows of the effective matrices that begin as they are drawn, by role."""
     effective, methods, _ = reparameterized(config)
-    matrices = [row for row in rows(effective) if row.is_matrix and not row.tied]
-    return {row.role: row for row in matrices if all(each.preserves for each in methods if each.applies(row))}
+    untied = [row for row in rows(effective) if row.is_matrix and not row.tied]
+    return {row.role: row for row in untied if all(each.preserves for each in methods if each.applies(row))}
 
 
 def _place(role: str) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def _beside_its_readers(history: History) -> list[str]:
     norms, table = history.measured("norm_effective"), history.table
     if "embed_tokens" not in table or "embed_tokens" not in norms or norms["embed_tokens"].steps[0] != 1:
         return []
-    if history.saved.get("model.embedding.method") == "layer_norm":
+    if history.normalizes_embedding:
         return []
 
     def std(role: str) -> float:

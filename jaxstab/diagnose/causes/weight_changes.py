@@ -143,7 +143,7 @@ def _jumps_of(history: History, role: str, norms: Series, ratios: Series) -> Ite
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         change = np.where(known, np.log(after / before), np.nan)
         moved = np.abs(after - before) / before
-    judged = known & (after > before) if may_shrink(history, role) else known
+    judged = known & (after > before) if role in history.shrunk else known
     beyond = judged & (moved > BEYOND * ratio + LEAST_CHANGE)
     candidate = judged & (moved > WITHIN * ratio + LEAST_CHANGE)
     rows = np.flatnonzero(candidate.any(axis=1))
@@ -157,11 +157,6 @@ def _jumps_of(history: History, role: str, norms: Series, ratios: Series) -> Ite
             ratio=float(ratio[rows[row], layer]),
             beyond=bool(beyond[rows[row], layer]),
         )
-
-
-def may_shrink(history: History, role: str) -> bool:
-    """Whether a projection after the update may make a matrix smaller, which no update ratio tells."""
-    return history.saved.get("optimizer.projection.method") == "qk_clip" and role in ("q_proj", "k_proj")
 
 
 def _unlike_others(
