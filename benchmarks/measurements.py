@@ -31,10 +31,9 @@ from jaxstab.logging import LogConfig, RunLogger
 from jaxstab.model.config import ModelConfig
 from jaxstab.reparam import ReparamConfig
 from jaxstab.train.config import Config
-from jaxstab.train.course import hypers
-from jaxstab.train.packed import pack, unpack
 from jaxstab.train.program import Program, build
 from jaxstab.train.state import TrainState
+from jaxstab.train.step_io import hypers, pack, unpack
 
 LAYERS = 40  # as which the vectors are written
 VARIANTS = {"off": "off", "light": "light", "control": "off"}

@@ -20,11 +20,10 @@ from jaxstab.train import incidents
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.checkpoint import Checkpoints
 from jaxstab.train.config import Config
-from jaxstab.train.course import Course
 from jaxstab.train.journal import Journal
-from jaxstab.train.packed import pack, unpack
 from jaxstab.train.program import Program, build
 from jaxstab.train.state import TrainState
+from jaxstab.train.step_io import StepInputs, pack, unpack
 
 DIRECTORY = "replay"
 
@@ -53,7 +52,7 @@ def replay(workdir: str | Path, name: str, console: Console) -> Diagnosis:
     if corpus.digest != record["identity"]["data_digest"]:
         raise UserError(f"data.files={config.data.files} are not what the run in {workdir} was trained on")
     program = build(config, corpus.tokenizer.end)
-    course = Course(program, corpus.train, Journal.of(record["journal"]))
+    inputs = StepInputs(program, corpus.train, Journal.of(record["journal"]))
     end = record["step"]
     with workdirs.alone(workdir), Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
         start = _before(record, checkpoints)
@@ -65,7 +64,7 @@ def replay(workdir: str | Path, name: str, console: Console) -> Diagnosis:
             soft_wrap=True,
         )
         state = checkpoints.restore(start, program.abstract_state)[0] if start else program.init(config.train.seed)
-    replayed = _taken_again(program, course, state, start, end, measured, console)
+    replayed = _taken_again(program, inputs, state, start, end, measured, console)
     console.print(_compared(replayed, read_metrics(path / METRICS)), soft_wrap=True)
     return diagnose(_written(path, replayed, start))
 
@@ -83,17 +82,17 @@ def points(first: int, last: int) -> list[int]:
 
 
 def _taken_again(
-    program: Program, course: Course, state: TrainState, start: int, end: int, measured: list[int], console: Console
+    program: Program, inputs: StepInputs, state: TrainState, start: int, end: int, measured: list[int], console: Console
 ) -> Steps:
     """The steps after `start`, taken once more."""
     replayed = {}
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("steps", total=end - start)
-        for step, tokens in enumerate(course.ahead(start + 1, end), start + 1):
+        for step, tokens in enumerate(inputs.ahead(start + 1, end), start + 1):
             if step == 1:
                 state = program.prepare(state, tokens)
             more = program.measure(state, tokens) if step in measured else ()
-            state, metrics = program.step(state, tokens, course.hypers(step))
+            state, metrics = program.step(state, tokens, inputs.hypers(step))
             replayed[step] = unpack(pack(*metrics, *more))
             progress.advance(task)
     return replayed

@@ -19,8 +19,9 @@ def evaluate(
     split: PackedSplit,
     batch_size: int,
     batches: int = 0,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Mean cross-entropy and perplexity a token, over the first records of a split.
+    """Mean cross-entropy and perplexity per token, over the first records of a split.
 
     Args:
       sums_of: (weights, tokens [B, T+1], valid [B]) -> LossSums.
@@ -28,6 +29,7 @@ def evaluate(
       split: read in order; the last batch is padded by rows that don't count.
       batch_size: B.
       batches: how many at most; 0 takes the whole split.
+      between: called before each batch; what it raises ends the evaluation.
 
     Returns:
       `{"loss": nats, "perplexity": exp(loss)}`.
@@ -40,6 +42,7 @@ def evaluate(
 
     total = np.zeros(2)
     for tokens, valid in read_ahead(padded, range(0, records, batch_size)):
+        between()
         sums = jax.device_get(sums_of(weights, tokens, valid))
         total += (sums.cross_entropy, sums.targets)
     loss = float(total[0] / total[1])

@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import json
 import logging
 import platform
+import re
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from jaxstab.config import UserError, at_least, option
+from jaxstab.train.digests import digests, leaves_by_path
 
+LONGEST_REASON = 200  # characters
+ANNOTATION = re.compile(r"\s*\[(os_error_code|source locations)=.*?\]", re.DOTALL)  # what TensorStore appends
 PACKAGES = ("jaxstab", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -67,13 +69,11 @@ class Checkpoints:
         self._every = config.every
         self._warn = warn
         self._saving = -1
-        kept = [
-            LatestN(config.keep_last),
-            _Pinned(pinned),
-            *([EveryNSteps(config.keep_every)] if config.keep_every else []),
-        ]
+        policies = [LatestN(config.keep_last), _Pinned(pinned)]
+        if config.keep_every:
+            policies.append(EveryNSteps(config.keep_every))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+            preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
         )
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -197,11 +197,11 @@ class Checkpoints:
 
     def attempts(self) -> dict[int, int]:
         """The attempt that each checkpoint was made in; without those whose record can't be read."""
-        found = {}
+        attempts = {}
         for step in self.steps():
             with contextlib.suppress(_DamagedError, KeyError, TypeError):
-                found[step] = self._item(step, "record", ocp.args.JsonRestore())["meta"]["attempt"]
-        return found
+                attempts[step] = self._item(step, "record", ocp.args.JsonRestore())["meta"]["attempt"]
+        return attempts
 
     def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         record = self._item(step, "record", ocp.args.JsonRestore())
@@ -212,8 +212,8 @@ class Checkpoints:
         if mismatch:
             raise UserError(f"checkpoint {step} in {self._directory} is of another model or optimizer: {mismatch}")
         state = self._item(step, "state", ocp.args.StandardRestore(abstract_state))
-        found = _described(state, digests(state))
-        wrong = [path for path, array in record["arrays"].items() if found.get(path) != array]
+        restored = _described(state, digests(state))
+        wrong = [path for path, array in record["arrays"].items() if restored.get(path) != array]
         if wrong:
             raise _DamagedError(f"{wrong[0]} is not what was written" + _and_more(wrong))
         return state, record["meta"]
@@ -261,67 +261,9 @@ def _version(package: str) -> str:
         return "not installed"  # jaxstab, run from its source tree
 
 
-def digests(tree: Any) -> dict[str, str]:
-    """A digest of 64 bits for every array of `tree`, by path; the same on any mesh and under any sharding.
-
-    One flipped bit always changes it; other changes (swapped elements, zeroed blocks) escape with probability 2^-64.
-    """
-    named = _named(tree)
-    meshes = [x.sharding.mesh for x in named.values() if isinstance(x.sharding, jax.sharding.NamedSharding)]
-    replicated = jax.sharding.NamedSharding(meshes[0], jax.sharding.PartitionSpec()) if meshes else None
-    lanes = jax.device_get(_fingerprints(list(named.values()), replicated))
-    return {path: f"{high:08x}{low:08x}" for path, (high, low) in zip(named, lanes, strict=True)}
-
-
-@functools.partial(jax.jit, static_argnames="replicated")
-def _fingerprints(arrays: list[jax.Array], replicated: jax.sharding.Sharding | None) -> jax.Array:
-    """uint32[arrays, 2], whole on every host."""
-    lanes = jnp.stack([_fingerprint(array) for array in arrays])
-    return lanes if replicated is None else jax.lax.with_sharding_constraint(lanes, replicated)
-
-
-def _fingerprint(array: jax.Array) -> jax.Array:
-    """Two sums, modulo 2^32, over words mixed with their position: a sum asks for no order, hence for no layout.
-
-    At a given position the mix is a bijection, so that a change of one word always changes the sum. The first lane's
-    position is the row-major index, the second's tells apart the indices that agree modulo 2^32.
-    """
-    words = _words(array)
-    row_major, scattered = jnp.uint32(0), jnp.uint32(0)
-    for axis, size in enumerate(words.shape):
-        index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        row_major = row_major * jnp.uint32(size % 2**32) + index
-        scattered = (scattered + index) * jnp.uint32(0x9E3779B1)
-    first = _mixed(words ^ _mixed(row_major + jnp.uint32(0x27D4EB2F)))
-    second = _mixed((words + jnp.uint32(0x85EBCA77)) ^ _mixed(scattered + jnp.uint32(0xC2B2AE3D)))
-    return jnp.stack([first.sum(dtype=jnp.uint32), second.sum(dtype=jnp.uint32)])
-
-
-def _words(array: jax.Array) -> jax.Array:
-    """The bits of an array as uint32, of its shape (with a last axis of 2 for 64-bit types)."""
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return jax.random.key_data(array)
-    if array.dtype == jnp.bool_:
-        return array.astype(jnp.uint32)
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[array.dtype.itemsize]
-    return jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-
-
-def _mixed(words: jax.Array) -> jax.Array:
-    """A bijection of uint32 in which every bit depends on every other (the finalizer of MurmurHash3)."""
-    words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
-    words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
-    return words ^ (words >> 16)
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 def _described(tree: Any, digest: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
     described: dict[str, dict[str, Any]] = {
-        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for path, leaf in _named(tree).items()
+        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for path, leaf in leaves_by_path(tree).items()
     }
     for path, value in (digest or {}).items():
         described[path]["digest"] = value
@@ -348,6 +290,8 @@ def _sha256(record: dict[str, Any]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what went wrong, at a length that people read."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")
+    """What went wrong, on one line: libraries nest "where: why", so that where it is cut, its end stays."""
+    text = " ".join(ANNOTATION.sub("", str(error)).split())
+    if len(text) > LONGEST_REASON:
+        text = f"{text[:40]} ... {text[40 - LONGEST_REASON :]}"
+    return f"{type(error).__name__}: {text}".rstrip(": ")

@@ -107,6 +107,11 @@ class Config:
                 f"train.warmup_lengths={self.train.warmup_lengths} must be shorter than data.length={self.data.length}"
             )
 
+    @property
+    def total_steps(self) -> int:
+        """The step at which the run ends."""
+        return self.train.steps + self.train.extend
+
     def with_vocabulary(self, vocabulary: int) -> Config:
         """The config for a tokenizer of that vocabulary; raises ConfigError where the model's is smaller."""
         if self.model.vocabulary == 0:

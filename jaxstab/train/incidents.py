@@ -1,6 +1,6 @@
-"""`incidents/<step>/`: what is known of a spike when it is seen, for whoever asks later what it was.
+"""`incidents/<step>/`: what is known of a spike when it occurs, for whoever asks later what it was.
 
-incident.json          what was seen, what was done, the config, the batch's place, the checkpoint before it
+incident.json          what was measured, what was done, the config, the batch's place, the checkpoint before it
 batch.npy              its tokens, int32 [B, T+1]
 batch.txt              its text, a document a paragraph
 metrics.jsonl          the last HISTORY steps of every measurement, as in the workdir itself
@@ -14,7 +14,7 @@ import collections
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,16 @@ Remembered = tuple[int, dict[str, float], dict[str, Any]]  # step, scalars, vect
 class Incidents:
     """The incidents of a run, and the last steps that the next one will tell of."""
 
-    def __init__(self, workdir: Path, limit: int, attempt: int, last_step: int):
-        """Goes on in `workdir` after `last_step`; at most `limit` incidents are kept."""
+    def __init__(self, workdir: Path, limit: int, attempt: int, last_step: int, warn: Callable[[str], None] = print):
+        """Goes on in `workdir` after `last_step`; at most `limit` incidents are kept. `warn` takes a line."""
         self._directory = workdir / DIRECTORY
         self._limit, self._attempt = limit, attempt
         self._steps: collections.deque[Remembered] = collections.deque(maxlen=HISTORY)
         if last_step and (workdir / METRICS).exists():
-            self._steps.extend(read_steps(workdir, last_step - HISTORY, last_step))
+            try:
+                self._steps.extend(read_steps(workdir, last_step - HISTORY, last_step))
+            except Exception as error:  # no log keeps a run from going on, whatever is damaged in it
+                warn(f"the logs up to step {last_step} can't be read ({error}): incidents begin with the next step")
 
     def remember(self, step: int, scalars: dict[str, float], arrays: dict[str, Any]) -> None:
         """Takes the measurements of a step."""
@@ -55,7 +58,7 @@ class Incidents:
     @property
     def goes_on(self) -> bool:
         """Whether the incident of the step remembered last began before it."""
-        return len(self._steps) > 1 and is_one(self._steps[-2][1])
+        return len(self._steps) > 1 and is_incident(self._steps[-2][1])
 
     def write(self, record: dict[str, Any], batch: np.ndarray, tokenizer: Tokenizer) -> Path | None:
         """Writes the incident of the step remembered last; killed at any moment, it can be done again.
@@ -71,7 +74,8 @@ class Incidents:
         """
         step, scalars, _ = self._steps[-1]
         path = self._directory / (f"{step}-{self._attempt}" if self._attempt else str(step))
-        if len(found := _found(self._directory)) >= self._limit and path not in found:
+        others = _directories(self._directory)
+        if len(others) >= self._limit and path not in others:
             return None
         record = {"step": step, "attempt": self._attempt, **record, "metrics": scalars}
         config = {key: record.pop(key) for key in ("config", "identity")}
@@ -89,18 +93,18 @@ class Incidents:
         return path
 
 
-def is_one(scalars: Mapping[str, float]) -> bool:
+def is_incident(scalars: Mapping[str, float]) -> bool:
     """Whether a step was a spike, or not finite."""
     return bool(scalars["train/spike"]) or not scalars["train/finite"]
 
 
-def _found(directory: Path) -> list[Path]:
+def _directories(directory: Path) -> list[Path]:
     return sorted(path.parent for path in directory.glob(f"*/{RECORD}") if not path.parent.name.endswith(".tmp"))
 
 
 def pinned(workdir: Path) -> set[int]:
     """The checkpoints that incidents are replayed from."""
-    return {json.loads((path / RECORD).read_text())["checkpoint"] for path in _found(workdir / DIRECTORY)}
+    return {json.loads((path / RECORD).read_text())["checkpoint"] for path in _directories(workdir / DIRECTORY)}
 
 
 def read(workdir: Path, step: str) -> tuple[Path, dict[str, Any]]:
@@ -111,7 +115,7 @@ def read(workdir: Path, step: str) -> tuple[Path, dict[str, Any]]:
     """
     path = workdir / DIRECTORY / step
     if not (path / RECORD).exists():
-        has = ", ".join(path.name for path in _found(workdir / DIRECTORY)) or "none"
+        has = ", ".join(path.name for path in _directories(workdir / DIRECTORY)) or "none"
         raise UserError(f"no incident {step} in {workdir}; there is: {has}")
     return path, json.loads((path / RECORD).read_text()) | json.loads((path / CONFIG).read_text())
 
@@ -141,11 +145,11 @@ def write_steps(directory: Path, steps: Iterable[Remembered], attempt: int = 0) 
 
 
 def _by_step(measured: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[int, dict[str, np.ndarray]]:
-    turned: dict[int, dict[str, np.ndarray]] = {}
+    vectors: dict[int, dict[str, np.ndarray]] = {}
     for name, (steps, values) in measured.items():
         for step, vector in zip(steps, values, strict=True):
-            turned.setdefault(int(step), {})[name] = vector
-    return turned
+            vectors.setdefault(int(step), {})[name] = vector
+    return vectors
 
 
 def _as_text(batch: np.ndarray, records: list[int], tokenizer: Tokenizer) -> str:
@@ -153,13 +157,21 @@ def _as_text(batch: np.ndarray, records: list[int], tokenizer: Tokenizer) -> str
     parts = []
     for row, record in zip(batch, records, strict=True):
         ends = np.flatnonzero(row[:-1] == tokenizer.end) + 1
-        documents = [tokenizer.decode(part.tolist()) for part in np.split(row, ends)]
+        documents = [_decoded(part, tokenizer) for part in np.split(row, ends)]
         parts.append(f"--- record {record}: {len(documents)} documents or parts of them\n" + "\n\n".join(documents))
     return "\n".join(parts) + "\n"
 
 
+def _decoded(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
+    """The text of tokens, or why they have none: an incident is written down whatever is in its batch."""
+    try:
+        return tokenizer.decode(tokens.tolist())
+    except Exception as error:  # each library has its own
+        return f"({len(tokens)} tokens that the tokenizer can't decode: {type(error).__name__}: {error})"
+
+
 def _summary(record: dict[str, Any], steps: list[Remembered], path: Path) -> str:
-    """One page: what was seen and done, and what is farthest from where it was before."""
+    """One page: what was measured and done, and what is farthest from where it was before."""
     moved = "\n".join(
         f"| {what} | {before:.4g} | {now:.4g} | {z:+.0f} |" for z, what, before, now in farthest(steps)[:MOVERS]
     )
@@ -186,7 +198,7 @@ def farthest(steps: list[Remembered]) -> list[tuple[float, str, float, float]]:
                 continue
             for layer, value in enumerate(vector):
                 series[f"{name}/{layer}"].append(float(value))
-    found = []
+    distances = []
     for name, values in series.items():
         *before, last = values
         usual = np.array([value for value in before if np.isfinite(value)])
@@ -195,5 +207,5 @@ def farthest(steps: list[Remembered]) -> list[tuple[float, str, float, float]]:
         median = float(np.median(usual))
         spread = float(robust_spread(usual - median)) + 1e-3 * abs(median) + 1e-30
         distance = (last - median) / spread if np.isfinite(last) else np.inf
-        found.append((float(distance), name, median, last))
-    return sorted(found, key=lambda item: -abs(item[0]))
+        distances.append((float(distance), name, median, last))
+    return sorted(distances, key=lambda item: -abs(item[0]))

@@ -81,7 +81,7 @@ class Journal:
         """Whether a later roll-back went back behind a checkpoint of that step and attempt."""
         return any(rollback.to < step and attempt < rollback.attempt for rollback in self.rollbacks)
 
-    def eased(self, step: int) -> tuple[float, float]:
+    def rates_after_rollback(self, step: int) -> tuple[float, float]:
         """The factor on the learning rate, and the limit on the gradient's norm (0 for none), of a step."""
         if self.rollbacks and step <= self.rollbacks[-1].until:
             return self.rollbacks[-1].learning_rate, self.rollbacks[-1].max_norm

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import shutil
-import sys
-import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
 from jaxstab import data
-from jaxstab.config import ConfigError, UserError, flatten
-from jaxstab.evaluate import evaluate, generate
+from jaxstab.config import flatten
 from jaxstab.logging import RunLogger
-from jaxstab.stability import DEVIATIONS, StabilityConfig
-from jaxstab.table import count
-from jaxstab.train import incidents
+from jaxstab.train import incidents, messages, recovery
 from jaxstab.train import journal as journals
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.checkpoint import Checkpoints
+from jaxstab.train.clock import StepClock
 from jaxstab.train.config import Config
-from jaxstab.train.course import Course, stages
-from jaxstab.train.packed import Packed, pack, unpack
+from jaxstab.train.evaluation import Evaluation, check_prompt, prepare_texts
 from jaxstab.train.program import Program, build
-from jaxstab.train.signals import Stopped, StopRequest
+from jaxstab.train.signals import StopRequest
 from jaxstab.train.state import TrainState
+from jaxstab.train.step_io import Packed, StepInputs, pack, unpack
 
 
 def train(config: Config, workdir: Path, console: Console | None = None) -> None:
@@ -48,24 +42,24 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> None
 
 
 def _train(config: Config, workdir: Path, console: Console) -> None:
-    say = functools.partial(console.print, soft_wrap=True, markup=False)
-    corpus = data.prepare(config.data)
-    texts = _prepare_texts(config)
+    corpus, texts = data.prepare(config.data), prepare_texts(config)
     config = config.with_vocabulary(corpus.tokenizer.vocabulary)
     program = build(config, corpus.tokenizer.end)
-    _check_ahead(config, corpus)
+    data.Batches(corpus.train, config.data.seed).records(0, config.train.batch_size)  # there have to be enough
+    check_prompt(config, corpus.tokenizer)
     identity = {"tokenizer_digest": corpus.tokenizer.digest, "data_digest": corpus.digest}
     workdirs.claim(workdir, config, identity)
-    pinned = functools.partial(incidents.pinned, workdir)
-    with Checkpoints(workdir / "checkpoints", config.checkpoint, say, pinned) as checkpoints:
-        while _attempt(program, corpus, texts, identity, checkpoints, workdir, console):
+    evaluation = Evaluation(program, corpus, texts)
+    warn, pinned = functools.partial(_say, console), functools.partial(incidents.pinned, workdir)
+    with Checkpoints(workdir / "checkpoints", config.checkpoint, warn, pinned) as checkpoints:
+        while _attempt(program, corpus, evaluation, identity, checkpoints, workdir, console):
             pass
 
 
 def _attempt(
     program: Program,
     corpus: data.Prepared,
-    texts: dict[str, data.PackedSplit],
+    evaluation: Evaluation,
     identity: dict[str, str],
     checkpoints: Checkpoints,
     workdir: Path,
@@ -73,257 +67,153 @@ def _attempt(
 ) -> bool:
     """Goes on from the newest checkpoint that the journal hasn't abandoned; whether the journal now asks for another
     attempt. A roll-back is a line in the journal and a new attempt, so that one killed midway goes on like any run."""
-    say, config = functools.partial(console.print, soft_wrap=True, markup=False), program.setup.config
-    total = config.train.steps + config.train.extend
-    journal = journals.read(workdir)
+    config, journal = program.setup.config, journals.read(workdir)
     checkpoints.abandon(journal.abandons)
     restored = checkpoints.restore_latest(program.abstract_state)
-    start = restored[0] if restored else 0
+    start, meta = (restored[0], restored[2]) if restored else (0, {"attempt": journal.attempt})
     if restored:
-        journals.check(journal, restored[2], config.train.batch_size)
-    if start >= total:
-        say(f"The run in {workdir} is complete: {start} steps.\n{_how_to_go_on(workdir, start)}")
+        journals.check(journal, meta, config.train.batch_size)
+    unjudged = evaluation.unjudged(workdir, start, meta["attempt"]) if meta["attempt"] == journal.attempt else {}
+    if start >= config.total_steps and not unjudged:
+        _say(console, f"The run in {workdir} is complete: {start} steps.")
+        _say(console, messages.how_to_go_on(program, workdir, start))
         return False
-    say(_plan(program, corpus, workdir, start, total))
+    inputs = StepInputs(program, corpus.train, journal)
+    _say(console, messages.plan(program, corpus, inputs, workdir, start))
     state = restored[1] if restored else program.init(config.train.seed)
     del restored
-    settings = flatten(config)
-    with RunLogger(workdir, config.log, start or None, journal.attempt, total, console, settings) as logger:
-        seen = incidents.Incidents(workdir, config.stability.incidents, journal.attempt, start)
-        run = Run(program, corpus, texts, logger, checkpoints, identity, workdir, journal, seen)
-        with StopRequest().listening() as request:
-            try:
-                run.advance(state, start, request)
-            except RolledBack:
-                return True
+    total, settings = config.total_steps, flatten(config)
+    with (
+        RunLogger(workdir, config.log, start or None, journal.attempt, total, console, settings) as logger,
+        StopRequest().listening() as request,
+        StepClock() as clock,
+    ):
+        history = incidents.Incidents(workdir, config.stability.incidents, journal.attempt, start, logger.notice)
+        trainer = Trainer(
+            program, inputs, evaluation, logger, checkpoints, identity, workdir, journal, history, request, clock
+        )
+        try:
+            trainer.advance(state, start, unjudged)
+        except recovery.RolledBack:
+            return True
         logger.complete()
-    say(f"Complete: {total} steps.\n{_how_to_go_on(workdir, total)}")
+    _say(console, f"Complete: {total} steps.")
+    _say(console, messages.how_to_go_on(program, workdir, total))
     return False
 
 
-def _prepare_texts(config: Config) -> dict[str, data.PackedSplit]:
-    """The text sets of `eval.texts`, by name."""
-    texts = {}
-    for text in config.eval.texts:
-        name, _, files = text.partition("=")
-        if not name or not files:
-            raise ConfigError(f"eval.texts takes name=glob, not {text!r}")
-        source = dataclasses.replace(config.data, source="text", files=(files,), validation_fraction=1.0, max_tokens=0)
-        texts[name] = data.prepare(source).validation
-    return texts
-
-
-def _check_ahead(config: Config, corpus: data.Prepared) -> None:
-    """Tells what the run would stumble over later, before the workdir is taken."""
-    data.Batches(corpus.train, config.data.seed).records(0, config.train.batch_size)
-    prompt = len(_prompt(config, corpus.tokenizer))
-    if config.eval.sample_length and prompt >= config.model.max_length:
-        raise ConfigError(
-            f"eval.sample_prompt of {prompt} tokens, with the one that begins a document, leaves no room in "
-            f"model.max_length={config.model.max_length}; shorten it"
-        )
-
-
-def _prompt(config: Config, tokenizer: data.Tokenizer) -> np.ndarray:
-    (encoded,) = tokenizer.encode([config.eval.sample_prompt])
-    return np.concatenate([[tokenizer.end], encoded]).astype(np.int32)
-
-
-def _plan(program: Program, corpus: data.Prepared, workdir: Path, start: int, total: int) -> str:
-    """What the run is going to do."""
-    train, model = program.setup.config.train, program.setup.config.model
-    tokens = train.batch_size * program.setup.config.data.length
-    cut = "".join(f", {after.length} after {after.first}" for after in stages(program.setup.config)[1:])
-    cut = f" (records cut to {train.warmup_lengths[0]}{cut} steps)" if cut else ""
-    devices = program.setup.mesh.size
-    return (
-        f"{'Continuing' if start else 'Training'} in {workdir}: {count(program.setup.reparam.table):,} parameters "
-        f"({model.layers} blocks of width {model.width}, {program.setup.config.reparam.method} over "
-        f"{program.setup.config.init.method}), steps {start} to {total} of {tokens:,} tokens{cut} "
-        f"({total * tokens / max(1, corpus.train.tokens):.2g} epochs of {corpus.train.tokens:,} tokens), "
-        f"on {devices} {jax.devices()[0].platform} device{'s' * (devices > 1)}. Compiling ..."
-    )
-
-
-def seen(scalars: dict[str, float], options: StabilityConfig) -> str:
-    """What was seen of a step that is a spike, or not finite."""
-    if not scalars["train/finite"]:
-        return "the loss, a gradient or the update was not finite"
-    far = {name: scalars[f"stability/{DEVIATIONS[options.rule]}/{name}"] for name in options.watch}
-    name = max(far, key=lambda name: abs(far[name]))
-    return f"{name} {scalars[f'train/{name}']:.4g} was {far[name]:.1f} standard deviations from its mean"
-
-
-def _how_to_go_on(workdir: Path, steps: int) -> str:
-    beside_python = os.path.relpath(Path(sys.executable).with_name("tensorboard"))
-    return (
-        f"Curves:      {'tensorboard' if shutil.which('tensorboard') else beside_python} --logdir {workdir}\n"
-        f"Train on:    the same command with --config.train.extend={max(1, steps // 2)}, at the schedule's last rate\n"
-        "Start anew:  the same command with another --workdir"
-    )
-
-
-class RolledBack(Exception):
-    """The journal has a roll-back that has not taken effect yet."""
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)
 
 
 @dataclasses.dataclass
-class Run:
-    """A run under way: what `advance` needs at every step."""
+class Trainer:
+    """An attempt under way: what `advance` needs at every step."""
 
     program: Program
-    corpus: data.Prepared
-    texts: dict[str, data.PackedSplit]
+    inputs: StepInputs
+    evaluation: Evaluation
     logger: RunLogger
     checkpoints: Checkpoints
     identity: dict[str, str]
     workdir: Path
     journal: journals.Journal
     incidents: incidents.Incidents
+    request: StopRequest
+    clock: StepClock
 
     def __post_init__(self) -> None:
         self.config = self.program.setup.config
-        self.total = self.config.train.steps + self.config.train.extend
-        self.course = Course(self.program, self.corpus.train, self.journal)
+        self.total = self.config.total_steps
 
-    def advance(self, state: TrainState, start: int, request: StopRequest) -> TrainState:
-        """Takes the steps from `start` to the end."""
-        pending: tuple[int, Packed] | None = None
-        self._clock = time.monotonic()
-        for step, tokens in enumerate(self.course.ahead(start + 1, self.total), start + 1):
-            if step == 1:
-                state = self.program.prepare(state, tokens)
-            measured = self.program.measure(state, tokens) if self._measurement_due(step) else ()
-            state, told = self.program.step(state, tokens, self.course.hypers(step))
-            packed = pack(*told, *measured)
+    def advance(self, state: TrainState, start: int, unjudged: dict[str, data.PackedSplit]) -> TrainState:
+        """Takes the steps from `start`, which these sets have still to judge, to the end.
+
+        On return the last checkpoint is on the disk.
+        """
+        pending: _Dispatched | None = None
+        if unjudged:
+            self._evaluate(start, state, unjudged)
+        self.clock.restart()
+        for step, tokens in enumerate(self.inputs.ahead(start + 1, self.total), start + 1):
+            state, dispatched = self._dispatch(step, state, tokens)
             if pending:
-                self._report(*pending, state)
-            pending = step, packed
-            if not (self._evaluation_due(step) or self.checkpoints.due(step) or step == self.total or request.number):
-                continue
-            self._report(*pending, state)
-            pending = None
-            if self._evaluation_due(step):
-                self._evaluate(step, state)
-            signal = request.number  # read once: what is said to be saved has to be
-            self._save(step, state, force=step == self.total or signal is not None)
-            if signal and step < self.total:
-                self.checkpoints.wait()
-                raise Stopped(signal, step)
-            self._clock = time.monotonic()
+                self._report(pending, state)
+            pending = dispatched
+            if self._pauses_after(step):
+                self._report(pending, state)
+                pending = None
+                self._pause(step, state)
+                self.clock.restart()
+        self.checkpoints.wait()
         return state
 
-    def _report(self, step: int, packed: Packed, state: TrainState) -> None:
-        """Fetches and logs a step's metrics."""
-        scalars, arrays = unpack(packed)
-        tokens = self.config.train.batch_size * self.course.length(step)
-        now = time.monotonic()
-        scalars["train/tokens"] = float(self.course.tokens_up_to(step))
+    def _dispatch(self, step: int, state: TrainState, tokens: Any) -> tuple[TrainState, _Dispatched]:
+        """Starts a step, without waiting for it."""
+        if step == 1:
+            state = self.program.prepare(state, tokens)
+        measured: Any = ()
+        if self._measurement_due(step):
+            measured = jax.block_until_ready(self.program.measure(state, tokens))
+            self.clock.restart()
+        state, metrics = self.program.step(state, tokens, self.inputs.hypers(step))
+        seconds = self.clock.watch(metrics)
+        return state, _Dispatched(step, pack(*metrics, *measured), seconds)
+
+    def _report(self, dispatched: _Dispatched, state: TrainState) -> None:
+        """Fetches and logs a step's metrics, and answers an incident; a halted `state` is that before the step."""
+        step, (scalars, arrays) = dispatched.step, unpack(dispatched.packed)
+        tokens = self.config.train.batch_size * self.inputs.length(step)
+        scalars["train/tokens"] = float(self.inputs.tokens_up_to(step))
         scalars["train/perplexity"] = float(np.exp(np.minimum(scalars["train/loss"], 700)))
-        scalars["train/tokens_per_second"] = tokens / (now - self._clock)
-        self._clock = now
+        scalars["train/tokens_per_second"] = tokens / dispatched.seconds.result()
         self.logger.train(step, scalars, arrays)
         self.incidents.remember(step, scalars, arrays)
-        if incidents.is_one(scalars):
-            self._respond(step, scalars, state)
+        if incidents.is_incident(scalars) and (scalars["train/halted"] or not self.incidents.goes_on):
+            self.checkpoints.wait()  # what is gone back to, and replayed from, has to be on the disk
+            action = recovery.decide(self.config.stability, self.journal, self.checkpoints.steps(), step, scalars)
+            recovery.act(action, self, step, state)
 
-    def _respond(self, step: int, scalars: dict[str, float], state: TrainState) -> None:
-        """Leaves an incident, and does what a halted device, which has kept the state before that step, waits for."""
-        halted, options = bool(scalars["train/halted"]), self.config.stability
-        if not halted and self.incidents.goes_on:
-            return
-        response = options.on_spike if scalars["train/finite"] else options.on_nonfinite
-        if response == "skip" and not scalars["train/skipped"]:
-            response = "taken as a new level"
-        reason = seen(scalars, options)
-        self.checkpoints.wait()  # what is gone back to, and replayed from, has to be on the disk
-        to = max((at for at in self.checkpoints.steps() if at <= step - options.rollback_steps), default=0)
-        rolls_back = halted and response == "rollback" and self.journal.attempt < options.max_rollbacks
-        self._leave_incident(step, "rollback" if rolls_back else "stop" if halted else response, reason, to)
-        if rolls_back:
-            self._roll_back(step, to, reason)
-        if halted:
-            guard = state.guard._replace(halted=jnp.zeros_like(state.guard.halted))
-            self._save(step - 1, state._replace(guard=guard), force=True)
+    def _pauses_after(self, step: int) -> bool:
+        """Whether the next step waits for what is done with this one."""
+        is_due = self.evaluation.due(step) or self.checkpoints.due(step)
+        return is_due or step == self.total or self.request.number is not None
+
+    def _pause(self, step: int, state: TrainState) -> None:
+        """Saves a step, which has been reported, evaluates it, and stops where a signal asks for it."""
+        if self.checkpoints.due(step) or step == self.total:
+            self.save(step, state)
+        if self.evaluation.due(step):
+            self.checkpoints.wait()  # an evaluation that is killed finds its step on the disk
+        try:
+            if self.evaluation.due(step):
+                self._evaluate(step, state, self.evaluation.sets(step))
+            if step < self.total:
+                self.request.answer(step)
+        except Exception:  # whatever ends the run here, a signal too, the step stays
+            self.save(step, state)
             self.checkpoints.wait()
-            after = f", after {self.journal.attempt} roll-backs" if self.journal.attempt else ""
-            raise UserError(
-                f"{reason} at step {step}{after}; the state before it is checkpoint {step - 1}. A lower "
-                "optimizer.learning_rate or a longer optimizer.warmup, in another --workdir, may help; "
-                f"{self.workdir / incidents.DIRECTORY} has what was seen"
-            )
+            raise
 
-    def _leave_incident(self, step: int, response: str, reason: str, to: int) -> None:
-        before = max((at for at in self.checkpoints.steps() if at < step), default=0)
-        record = {
-            "reason": reason,
-            "response": response,
-            "checkpoint": to if response == "rollback" else before,
-            "batch": self.journal.batch_of(step),
-            "records": self.course.records(step),
-            "journal": dataclasses.asdict(self.journal),
-            "config": flatten(self.config),
-            "identity": self.identity,
-        }
-        path = self.incidents.write(record, self.course.tokens(step), self.corpus.tokenizer)
-        kept = f"see {path}" if path else f"the {self.config.stability.incidents} incidents that are kept are others"
-        self.logger.notice(f"step {step}: {reason} ({response}); {kept}")
+    def _evaluate(self, step: int, state: TrainState, sets: dict[str, data.PackedSplit]) -> None:
+        self.evaluation.run(step, state, sets, self.logger, functools.partial(self.request.answer, step))
 
-    def _roll_back(self, step: int, to: int, reason: str) -> None:
-        options, journal, batch = self.config.stability, self.journal, self.journal.batch_of(step)
-        first = max(journal.batch_of(to + 1), batch - options.skip_before)
+    def save(self, step: int, state: TrainState) -> None:
+        """Saves a step whose metrics are logged, unless it has its checkpoint already."""
         self.logger.flush()
-        journals.append(
-            self.workdir,
-            journals.Rollback(
-                attempt=journal.attempt + 1,
-                step=step,
-                to=to,
-                skip=(first, batch + options.skip_batches),
-                learning_rate=options.rollback_learning_rate,
-                max_norm=options.rollback_max_norm,
-                until=to + options.rollback_while,
-                reason=reason,
-            ),
-        )
-        self.logger.notice(
-            f"step {step}: back to step {to}, leaving out batches {first} to {batch + options.skip_batches - 1}"
-        )
-        raise RolledBack
+        position, attempt = self.inputs.position(step + 1), self.journal.attempt
+        meta = {"step": step, "position": position, "attempt": attempt, "config": flatten(self.config), **self.identity}
+        self.checkpoints.save(step, state, meta, force=True)
 
     def _measurement_due(self, step: int) -> bool:
         options = self.config.stability
         return options.measure == "full" and (step == 1 or step % options.measure_every == 0)
 
-    def _evaluation_due(self, step: int) -> bool:
-        every = self.config.eval.every
-        return step == self.total or (every > 0 and step % every == 0)
 
-    def _evaluate(self, step: int, state: TrainState) -> None:
-        options, weights = self.config.eval, self.program.merge(state)
-        is_last = step == self.total
-        splits = {"validation": self.corpus.validation, **(self.texts if is_last else {})}
-        for name, split in splits.items():
-            if not len(split):
-                continue
-            batches = options.final_batches if is_last else options.batches
-            found = evaluate(self.program.evaluate, weights, split, self.config.train.batch_size, batches)
-            self.logger.eval(step, {f"eval/{name}/{key}": value for key, value in found.items()})
-        if options.sample_length:
-            self.logger.text(step, "sample", self._sample(step, weights))
+@dataclasses.dataclass(frozen=True)
+class _Dispatched:
+    """A step under way: what it measures, and the seconds that it takes."""
 
-    def _sample(self, step: int, weights: Any) -> str:
-        tokenizer, options = self.corpus.tokenizer, self.config.eval
-        prompt = _prompt(self.config, tokenizer)
-        length = min(options.sample_length, self.config.model.max_length - len(prompt))
-        key = jax.random.fold_in(jax.random.key(self.config.train.seed), step)
-        tokens = generate(self.program.setup.model, weights, prompt, key, length, options.temperature)
-        return tokenizer.decode(np.asarray(tokens)[1:].tolist())
-
-    def _save(self, step: int, state: TrainState, force: bool) -> None:
-        if not (force or self.checkpoints.due(step)):
-            return
-        self.logger.flush()
-        position, attempt = self.course.position(step + 1), self.journal.attempt
-        meta = {"step": step, "position": position, "attempt": attempt, "config": flatten(self.config), **self.identity}
-        self.checkpoints.save(step, state, meta, force=True)
+    step: int
+    packed: Packed
+    seconds: Future[float]

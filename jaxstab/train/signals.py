@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, noticed between steps."""
+"""SIGTERM and Ctrl-C, noticed between steps and between the batches of an evaluation."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ class StopRequest:
         self.number = number
         for each, handler in self.previous.items():
             signal.signal(each, handler)
+
+    def answer(self, step: int) -> None:
+        """Raises Stopped where a signal has come; the state after `step` is saved before anybody hears of it."""
+        if self.number is not None:
+            raise Stopped(self.number, step)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:

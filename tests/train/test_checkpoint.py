@@ -19,7 +19,8 @@ import optax
 import pytest
 
 from jaxstab.config import ConfigError, UserError
-from jaxstab.train.checkpoint import CheckpointConfig, Checkpoints, digests
+from jaxstab.train.checkpoint import CheckpointConfig, Checkpoints
+from jaxstab.train.digests import digests
 
 ROOT = Path(__file__).parents[2]
 META = {"position": 640, "config": {"lr": 1e-3, "betas": (0.9, 0.95)}, "tokenizer": "sha256:ab"}
@@ -349,7 +350,8 @@ PRELUDE = """
     import os, sys, threading, time
     import jax, jax.numpy as jnp
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-    from jaxstab.train.checkpoint import CheckpointConfig, Checkpoints, digests
+    from jaxstab.train.checkpoint import CheckpointConfig, Checkpoints
+    from jaxstab.train.digests import digests
 
     def make(step):
         w = jax.random.normal(jax.random.key(step), (16, 64))

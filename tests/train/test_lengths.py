@@ -15,7 +15,7 @@ from jaxstab.config import ConfigError
 from jaxstab.logging import read_metrics
 from jaxstab.train import loop
 from jaxstab.train.config import default_config, resolve
-from jaxstab.train.lengths import Stage, length_at, stages, tokens_before
+from jaxstab.train.step_io import LengthChange, length_at, length_schedule, tokens_before
 
 LENGTHS, WARMUP, FULL, STEPS = (4, 8), 4, 16, 6
 EXPECTED = [4, 4, 8, 8, 16, 16]  # 4 + 12 t / 4, rounded down to an announced length
@@ -30,17 +30,19 @@ def linear(lengths, warmup, full, update):
 @pytest.mark.parametrize("lengths", [(4, 8), (32, 64, 128), (8, 9, 10), (255,)])
 @pytest.mark.parametrize("warmup", [1, 2, 7, 1000])
 def test_lengths_grow_linearly_over_the_announced_ones(lengths, warmup):
-    found = stages(lengths, warmup, 256)
-    seen = [linear(lengths, warmup, 256, update) for update in range(warmup + 3)]
-    assert [length_at(found, update) for update in range(warmup + 3)] == seen
-    assert [tokens_before(found, update) for update in range(warmup + 3)] == [sum(seen[:t]) for t in range(len(seen))]
-    assert seen[0] == lengths[0] or warmup < 2
-    assert seen[warmup] == 256
+    schedule = length_schedule(lengths, warmup, 256)
+    expected = [linear(lengths, warmup, 256, update) for update in range(warmup + 3)]
+    assert [length_at(schedule, update) for update in range(warmup + 3)] == expected
+    assert [tokens_before(schedule, update) for update in range(warmup + 3)] == [
+        sum(expected[:t]) for t in range(len(expected))
+    ]
+    assert expected[0] == lengths[0] or warmup < 2
+    assert expected[warmup] == 256
 
 
 def test_without_warmup_every_update_has_the_full_length():
-    assert stages((), 0, 256) == (Stage(0, 256),)
-    assert tokens_before(stages((), 0, 256), 10) == 2560
+    assert length_schedule((), 0, 256) == (LengthChange(0, 256),)
+    assert tokens_before(length_schedule((), 0, 256), 10) == 2560
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,6 @@ def test_the_plan_tells_the_lengths_ahead(config, tmp_path):
     console = Console(record=True, file=io.StringIO(), width=300)
     workdir = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Run, "advance", lambda self, state, *_: state)
+        patch.setattr(loop.Trainer, "advance", lambda self, state, *_: state)
         loop.train(config, workdir, console)
     assert "(records cut to 4, 8 after 2, 16 after 4 steps)" in console.export_text()

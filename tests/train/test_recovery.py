@@ -18,7 +18,7 @@ import main
 from jaxstab.config import UserError
 from jaxstab.data import Batches
 from jaxstab.logging import in_force, read_measurements, read_metrics
-from jaxstab.train import course, incidents, journal
+from jaxstab.train import incidents, journal, step_io
 from jaxstab.train.checkpoint import Checkpoints
 from tests.train import faults
 
@@ -174,8 +174,8 @@ def test_a_spike_early_in_a_run_rolls_back_to_the_initial_state(tiny, tmp_path, 
 
 def test_the_rate_and_the_norm_are_lowered_for_a_while(tiny, tmp_path, hurting, monkeypatch):
     hurting({5: "nan_loss"})
-    given, hypers = [], course.hypers
-    monkeypatch.setattr(course, "hypers", lambda program, *eased: given.append(eased) or hypers(program, *eased))
+    given, hypers = [], step_io.hypers
+    monkeypatch.setattr(step_io, "hypers", lambda program, *rates: given.append(rates) or hypers(program, *rates))
     eased = "rollback_learning_rate=0.5", "rollback_max_norm=0.25", "rollback_while=2"
     assert tiny.run(tmp_path / "run", *ROLLBACK, *(f"--config.stability.{each}" for each in eased)) == 0
     assert given == [(1.0, 0.0), (0.5, 0.25), (1.0, 0.0)], "kept by step: 1-6, then 5-6, then 7-8"

@@ -14,7 +14,7 @@ import pytest
 
 from jaxstab.config import ConfigError, UserError
 from jaxstab.logging import RunLogger, read_metrics
-from jaxstab.train import loop, workdir
+from jaxstab.train import evaluation, workdir
 from jaxstab.train.config import Config
 from jaxstab.train.workdir import CONFIG, claim
 
@@ -189,14 +189,14 @@ def test_a_torn_config_is_refused(content, tmp_path):
 
 
 def test_metrics_that_cannot_be_written_stop_no_run(tiny, unbroken, tmp_path, monkeypatch, capsys):
-    def evaluate(*arguments, real=loop.evaluate):
+    def evaluate(*arguments, real=evaluation.evaluate):
         path = tmp_path / "run" / "metrics.jsonl"
         if path.is_file():
             path.unlink()
             path.mkdir()
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     assert tiny.run(tmp_path / "run") == 0
     out, line = told(capsys)
     assert out.count("metrics.jsonl could not be written (") == 1 and "training goes on" in out

@@ -1,0 +1,140 @@
+"""The evaluations of a run: perplexity of its sets, and samples of text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxstab import data
+from jaxstab.config import ConfigError, UserError
+from jaxstab.evaluate import evaluate, generate
+from jaxstab.logging import RunLogger, read_metrics
+from jaxstab.logging.run import METRICS
+from jaxstab.train.config import Config
+from jaxstab.train.program import Program
+from jaxstab.train.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a run is judged by.
+
+    Attributes:
+      program: of the run.
+      corpus: its validation split is judged at every evaluation, and its tokenizer decodes samples.
+      texts: further sets, by name, that are judged at the end.
+    """
+
+    program: Program
+    corpus: data.Prepared
+    texts: Mapping[str, data.PackedSplit]
+
+    def due(self, step: int) -> bool:
+        """Whether a step is followed by an evaluation."""
+        every = self.program.setup.config.eval.every
+        return step == self.program.setup.config.total_steps or (every > 0 and step > 0 and step % every == 0)
+
+    def sets(self, step: int) -> dict[str, data.PackedSplit]:
+        """What is judged after a step, by name; nothing where no evaluation is due."""
+        if not self.due(step):
+            return {}
+        at_end = self.texts if step == self.program.setup.config.total_steps else {}
+        return {name: split for name, split in {"validation": self.corpus.validation, **at_end}.items() if len(split)}
+
+    def unjudged(self, workdir: Path, step: int, attempt: int) -> dict[str, data.PackedSplit]:
+        """The sets of a step that its evaluation has not come to: a run is saved first, and may end in an evaluation.
+
+        Args:
+          workdir: whose metrics tell.
+          step: of the checkpoint that the run goes on from.
+          attempt: of the run.
+        """
+        sets = self.sets(step)
+        try:
+            lines = read_metrics(workdir / METRICS) if sets else []
+        except (UserError, OSError):  # what isn't on record is done again
+            lines = []
+        known = {name for line in lines if (line["step"], line["attempt"]) == (step, attempt) for name in line}
+        return {name: split for name, split in sets.items() if f"eval/{name}/loss" not in known}
+
+    def run(
+        self,
+        step: int,
+        state: TrainState,
+        sets: Mapping[str, data.PackedSplit],
+        logger: RunLogger,
+        between: Callable[[], None],
+    ) -> None:
+        """Judges the state after a step.
+
+        Args:
+          step: of the state.
+          state: what is judged.
+          sets: what by; see `sets`.
+          logger: takes the results.
+          between: called before each batch; what it raises ends the evaluation.
+        """
+        config = self.program.setup.config
+        at_end = step == config.total_steps
+        batches = config.eval.final_batches if at_end else config.eval.batches
+        weights = self.program.merge(state)
+        for name, split in sets.items():
+            results = evaluate(self.program.evaluate, weights, split, config.train.batch_size, batches, between)
+            logger.eval(step, {f"eval/{name}/{key}": value for key, value in results.items()})
+        if config.eval.sample_length:
+            between()
+            self._show_sample(step, weights, logger)
+
+    def _show_sample(self, step: int, weights: Any, logger: RunLogger) -> None:
+        try:
+            logger.text(step, "sample", self._sample(step, weights))
+        except Exception as error:  # a sample is to be looked at; no run ends for it
+            logger.notice(f"step {step}: there is no sample ({type(error).__name__}: {error})")
+
+    def _sample(self, step: int, weights: Any) -> str:
+        config, tokenizer = self.program.setup.config, self.corpus.tokenizer
+        prompt = prompt_of(config, tokenizer)
+        tokens = generate(
+            self.program.setup.model,
+            weights,
+            prompt,
+            jax.random.fold_in(jax.random.key(config.train.seed), step),
+            min(config.eval.sample_length, config.model.max_length - len(prompt)),
+            config.eval.temperature,
+            vocabulary=tokenizer.vocabulary,
+            end=tokenizer.end,
+        )
+        return tokenizer.decode(np.asarray(tokens)[1:].tolist())
+
+
+def prepare_texts(config: Config) -> dict[str, data.PackedSplit]:
+    """The text sets of `eval.texts`, by name."""
+    texts = {}
+    for text in config.eval.texts:
+        name, _, files = text.partition("=")
+        if not name or not files:
+            raise ConfigError(f"eval.texts takes name=glob, not {text!r}")
+        source = dataclasses.replace(config.data, source="text", files=(files,), validation_fraction=1.0, max_tokens=0)
+        texts[name] = data.prepare(source).validation
+    return texts
+
+
+def prompt_of(config: Config, tokenizer: data.Tokenizer) -> np.ndarray:
+    """What a sample begins with: an end token, which begins a document, and the config's prompt; int32."""
+    (encoded,) = tokenizer.encode([config.eval.sample_prompt])
+    return np.concatenate([[tokenizer.end], encoded]).astype(np.int32)
+
+
+def check_prompt(config: Config, tokenizer: data.Tokenizer) -> None:
+    """Raises ConfigError where the prompt leaves no room for a sample."""
+    length = len(prompt_of(config, tokenizer))
+    if config.eval.sample_length and length >= config.model.max_length:
+        raise ConfigError(
+            f"eval.sample_prompt of {length} tokens, with the one that begins a document, leaves no room in "
+            f"model.max_length={config.model.max_length}; shorten it"
+        )

@@ -1,0 +1,149 @@
+"""What is done about an incident: a step that is a spike, or not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+
+from jaxstab.config import UserError, flatten
+from jaxstab.stability import DEVIATIONS, StabilityConfig
+from jaxstab.train import incidents
+from jaxstab.train import journal as journals
+from jaxstab.train.journal import Journal, Rollback
+from jaxstab.train.state import TrainState
+
+if TYPE_CHECKING:
+    from jaxstab.train.loop import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """What is done about an incident.
+
+    Attributes:
+      response: log, skip, "taken as a new level", rollback or stop.
+      reason: what was measured, on one line.
+      replay_from: the step of the checkpoint that a replay starts from; 0 is the initial state.
+      rollback: what a roll-back writes into the journal.
+    """
+
+    response: str
+    reason: str
+    replay_from: int
+    rollback: Rollback | None = None
+
+
+class RolledBack(Exception):
+    """The journal has a roll-back that has not taken effect yet."""
+
+
+def decide(
+    options: StabilityConfig,
+    journal: Journal,
+    checkpoints: Collection[int],
+    step: int,
+    scalars: Mapping[str, float],
+) -> Action:
+    """What is done about the incident at a step.
+
+    Args:
+      options: the policies.
+      journal: as it stands.
+      checkpoints: the steps that have one.
+      step: of the incident.
+      scalars: its metrics.
+    """
+    policy = options.on_spike if scalars["train/finite"] else options.on_nonfinite
+    reason = reason_of(options, scalars)
+    before = max((at for at in checkpoints if at < step), default=0)
+    if not scalars["train/halted"]:
+        new_level = policy == "skip" and not scalars["train/skipped"]
+        return Action("taken as a new level" if new_level else policy, reason, before)
+    if policy == "rollback" and journal.attempt < options.max_rollbacks:
+        rollback = _rollback(options, journal, checkpoints, step, reason)
+        return Action("rollback", reason, rollback.to, rollback)
+    return Action("stop", reason, before)
+
+
+def _rollback(
+    options: StabilityConfig, journal: Journal, checkpoints: Collection[int], step: int, reason: str
+) -> Rollback:
+    """To the newest checkpoint that is old enough, leaving out the batches around the incident's."""
+    to = max((at for at in checkpoints if at <= step - options.rollback_steps), default=0)
+    batch = journal.batch_of(step)
+    return Rollback(
+        attempt=journal.attempt + 1,
+        step=step,
+        to=to,
+        skip=(max(journal.batch_of(to + 1), batch - options.skip_before), batch + options.skip_batches),
+        learning_rate=options.rollback_learning_rate,
+        max_norm=options.rollback_max_norm,
+        until=to + options.rollback_while,
+        reason=reason,
+    )
+
+
+def reason_of(options: StabilityConfig, scalars: Mapping[str, float]) -> str:
+    """What was measured at a step that is a spike, or not finite."""
+    if not scalars["train/finite"]:
+        return "the loss, a gradient or the update was not finite"
+    deviations = {name: scalars[f"stability/{DEVIATIONS[options.rule]}/{name}"] for name in options.watch}
+    name = max(deviations, key=lambda name: abs(deviations[name]))
+    return f"{name} {scalars[f'train/{name}']:.4g} was {deviations[name]:.1f} standard deviations from its mean"
+
+
+def act(action: Action, trainer: Trainer, step: int, state: TrainState) -> None:
+    """Leaves the incident of a step on record, and rolls back or stops where the action is that.
+
+    Args:
+      action: what is done.
+      trainer: of the run; every checkpoint is on the disk.
+      step: of the incident.
+      state: of a halted device, which has stayed that before the step; otherwise not looked at.
+
+    Raises:
+      RolledBack: the journal tells where to go on from.
+      UserError: the run stops, with the state before the step saved.
+    """
+    _leave_incident(action, trainer, step)
+    if action.rollback:
+        first, end = action.rollback.skip
+        trainer.logger.flush()
+        journals.append(trainer.workdir, action.rollback)
+        trainer.logger.notice(
+            f"step {step}: back to step {action.rollback.to}, leaving out batches {first} to {end - 1}"
+        )
+        raise RolledBack
+    if action.response == "stop":
+        guard = state.guard._replace(halted=jnp.zeros_like(state.guard.halted))
+        trainer.save(step - 1, state._replace(guard=guard))
+        trainer.checkpoints.wait()
+        attempt = trainer.journal.attempt
+        raise UserError(
+            f"{action.reason} at step {step}{f', after {attempt} roll-backs' if attempt else ''}; the state before it "
+            f"is checkpoint {step - 1}. A lower optimizer.learning_rate or a longer optimizer.warmup, in another "
+            f"--workdir, may help; {trainer.workdir / incidents.DIRECTORY} has what was measured"
+        )
+
+
+def _leave_incident(action: Action, trainer: Trainer, step: int) -> None:
+    inputs, limit = trainer.inputs, trainer.config.stability.incidents
+    record = {
+        "reason": action.reason,
+        "response": action.response,
+        "checkpoint": action.replay_from,
+        "batch": trainer.journal.batch_of(step),
+        "records": inputs.records(step),
+        "journal": dataclasses.asdict(trainer.journal),
+        "config": flatten(trainer.config),
+        "identity": trainer.identity,
+    }
+    try:
+        path = trainer.incidents.write(record, inputs.tokens(step), trainer.evaluation.corpus.tokenizer)
+        place = f"see {path}" if path else f"the {limit} incidents that are kept are others"
+    except OSError as error:
+        place = f"it could not be written down ({error})"
+    trainer.logger.notice(f"step {step}: {action.reason} ({action.response}); {place}")

@@ -1,0 +1,149 @@
+"""What each step of a run is given, and how its measurements come back.
+
+Inputs are a function of the config, the data and the journal: batches, sequence lengths and hyper-parameters by step.
+Measurements come to the host as one array, for a transfer costs an accelerator more than its bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxstab import data, scale
+from jaxstab.optimize import Hypers
+from jaxstab.train.journal import Journal
+from jaxstab.train.program import Program
+
+
+class StepInputs:
+    """Batches and hyper-parameters by step, counted from 1.
+
+    Attributes:
+      lengths: of the sequences, from when on.
+    """
+
+    def __init__(self, program: Program, split: data.PackedSplit, journal: Journal):
+        """The inputs of a program over a split, without the batches that the journal leaves out."""
+        self._program, self._journal = program, journal
+        self._batches = data.Batches(split, program.setup.config.data.seed)
+        train = program.setup.config.train
+        self._size = train.batch_size
+        self.lengths = length_schedule(train.warmup_lengths, train.length_warmup, program.setup.config.data.length)
+        self._hypers = functools.cache(functools.partial(hypers, program))
+
+    def records(self, step: int) -> list[int]:
+        """The split's records in the batch of a step."""
+        first = self.position(step)
+        return self._batches.indices(range(first, first + self._size))
+
+    def position(self, step: int) -> int:
+        """The first record of a step's batch, counted from the start of training; batches left out count too."""
+        return self._journal.batch_of(step) * self._size
+
+    def tokens(self, step: int) -> Int[np.ndarray, "B T+1"]:
+        """The global batch of a step, int32."""
+        return self._batches.records(self.position(step), self._size)[:, : self.length(step) + 1]
+
+    def length(self, step: int) -> int:
+        """The length T of a step's sequences."""
+        return length_at(self.lengths, step - 1)
+
+    def tokens_up_to(self, step: int) -> int:
+        """Tokens trained on in the steps up to `step`."""
+        return self._size * tokens_before(self.lengths, step)
+
+    def ahead(self, first: int, last: int) -> Iterator[Int[Array, "B T+1"]]:
+        """The batches of steps `first` to `last`, on the devices ahead of time."""
+        sharding = scale.batch_sharding(self._program.setup.mesh)
+        return data.read_ahead(lambda step: jax.device_put(self.tokens(step), sharding), range(first, last + 1))
+
+    def hypers(self, step: int) -> Hypers:
+        """The traced hyper-parameters of a step, on the devices."""
+        return self._hypers(*self._journal.rates_after_rollback(step))
+
+
+def hypers(program: Program, factor: float = 1.0, max_norm: float = 0.0) -> Hypers:
+    """A program's hyper-parameters, with a factor on the rate and a limit on the gradient's norm (0 for none)."""
+    options = program.setup.config.optimizer
+    values = factor * options.learning_rate, options.weight_decay, max_norm or math.inf
+    return jax.device_put(Hypers(*map(jnp.float32, values)), scale.replicated(program.setup.mesh))
+
+
+class LengthChange(NamedTuple):
+    """Updates `first_update` (from 0) and later, until the next change, train on `length` tokens of each record."""
+
+    first_update: int
+    length: int
+
+
+def length_schedule(lengths: tuple[int, ...], warmup: int, full: int) -> tuple[LengthChange, ...]:
+    """The lengths of sequences over a run, from update 0 on (Li et al. 2022, arXiv:2108.06084).
+
+    With sequence-length warmup, training begins on records that are cut short, whose length grows linearly. Li et al.
+    round it down to a multiple of 8; here it is rounded down to an announced length, since each takes a program of its
+    own.
+
+    Args:
+      lengths: the announced lengths, ascending, shorter than `full`; none for no warmup.
+      warmup: updates after which the length is `full`.
+      full: the length of the records.
+    """
+    if not lengths:
+        return (LengthChange(0, full),)
+    start, span = lengths[0], full - lengths[0]
+    changes = [(-(-(length - start) * warmup // span), length) for length in (*lengths, full)]
+    # Where one update reaches two lengths, the longer one holds.
+    return tuple(LengthChange(first, length) for first, length in dict(changes).items())
+
+
+def length_at(schedule: tuple[LengthChange, ...], update: int) -> int:
+    """Tokens of each record that an update (from 0) trains on."""
+    return max(change for change in schedule if change.first_update <= update).length
+
+
+def tokens_before(schedule: tuple[LengthChange, ...], update: int) -> int:
+    """Tokens of one row of the batches before an update, all of those trained on."""
+    ends = [change.first_update for change in schedule[1:]]
+    return sum(
+        change.length * max(0, min(update, end) - change.first_update)
+        for change, end in zip(schedule, [*ends, update], strict=True)
+    )
+
+
+class Packed(NamedTuple):
+    """Measurements, one after another.
+
+    Attributes:
+      values: their entries, on the device.
+      shapes: {name: shape}, in their order.
+    """
+
+    values: Float[Array, " n"]
+    shapes: dict[str, tuple[int, ...]]
+
+
+@jax.jit
+def _concatenated(arrays: list[Array]) -> Float[Array, " n"]:
+    return jnp.concatenate([array.ravel() for array in arrays])
+
+
+def pack(*metrics: dict[str, Array]) -> Packed:
+    """Puts the measurements of a step together, without waiting for it: before the next step is dispatched."""
+    together = {name: array for each in metrics for name, array in each.items()}
+    return Packed(_concatenated(list(together.values())), {name: array.shape for name, array in together.items()})
+
+
+def unpack(packed: Packed) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Fetches them in one transfer, which waits for the step: scalars, and the arrays over layers, by name."""
+    ends = np.cumsum([np.prod(shape, dtype=int) for shape in packed.shapes.values()])
+    parts = np.split(np.asarray(packed.values), ends[:-1])
+    shaped = {name: part.reshape(shape) for (name, shape), part in zip(packed.shapes.items(), parts, strict=True)}
+    scalars = {name: float(value) for name, value in shaped.items() if not value.ndim}
+    return scalars, {name: value for name, value in shaped.items() if value.ndim}
