@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ import pytest
 
 import main
 from jaxstab.logging import read_measurements, read_metrics
+from jaxstab.reparam import METHODS
+from jaxstab.train import objective, program, step
+from jaxstab.train.config import Config
 
 TINY = Path(__file__).with_name("tiny.py")
 WORDS = ["loss", "weight", "spike", "norm", "layer", "token", "step"]
@@ -76,8 +82,52 @@ class TinyRuns:
             assert values.tobytes() == expected[name][1].tobytes(), name
 
 
+HOST_ONLY = ("measure_every", "incidents", "max_rollbacks", "rollback_", "skip_")  # of the section `stability`
+
+
+def what_is_traced(config: Config) -> str:
+    """The part of a config that a program depends on: runs which have it in common share a program."""
+    default, stability = Config(), config.stability
+    host_only = {key: value for key, value in vars(type(stability)()).items() if key.startswith(HOST_ONLY)}
+    return repr(
+        dataclasses.replace(
+            config,
+            data=dataclasses.replace(default.data, length=config.data.length),
+            train=dataclasses.replace(config.train, extend=0),
+            stability=dataclasses.replace(stability, **host_only),
+            **{section: getattr(default, section) for section in ("eval", "checkpoint", "log")},
+        )
+    )
+
+
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
+def shared_programs():
+    """Runs within this process share programs: tracing and compiling one is most of a short run's time.
+
+    From then on the process adds nothing to JAX's persistent cache, so that XLA never serializes a program that has
+    been kept: it has crashed in that. The processes that tests start fill the cache, and all read it.
+    """
+    programs, build = {}, program.build
+
+    def shared(config: Config, end: int | None = None) -> program.Program:
+        # Tests replace functions of the step and methods, which are traced into the program.
+        replaced = objective.loss_sums, objective.mean_gradients, step.train_step, *METHODS.values()
+        key = what_is_traced(config), end, replaced
+        if key not in programs:
+            programs[key] = build(config, end)
+        return dataclasses.replace(programs[key], setup=dataclasses.replace(programs[key].setup, config=config))
+
+    threshold = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
+    with pytest.MonkeyPatch.context() as patch:
+        for user in ("jaxstab.train.loop", "jaxstab.diagnose.replay"):
+            patch.setattr(importlib.import_module(user), "build", shared)
+        yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", threshold)
+
+
+@pytest.fixture(scope="session")
+def tiny(shared_programs: None, tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
     return TinyRuns(tmp_path_factory.mktemp("corpus"))
 
 

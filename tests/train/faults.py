@@ -1,5 +1,7 @@
 """Faults for tests: a batch that carries a mark of one kind is hurt in that way, wherever it is trained on."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +18,13 @@ def install(patch, first_mark):
       patch: (object, name, value), as `setattr`.
       first_mark: the lowest of four tokens that occur nowhere else.
     """
+    for (module, name), function in hurt_functions(first_mark).items():
+        patch(module, name, function)
+
+
+@functools.cache
+def hurt_functions(first_mark):
+    """The step's functions with the faults in them; the same ones each time, so that runs can share a program."""
     loss_sums, mean_gradients, step = objective.loss_sums, objective.mean_gradients, step_module.train_step
 
     def marked(tokens, kind):
@@ -40,6 +49,8 @@ def install(patch, first_mark):
         head = jax.tree.map(lambda x: factor * x, state.raw["lm_head"])  # its gate, too, where it has one
         return step(setup, state._replace(raw=state.raw | {"lm_head": head}), tokens, hypers)
 
-    patch(objective, "loss_sums", with_loss)
-    patch(objective, "mean_gradients", with_gradient)
-    patch(step_module, "train_step", with_weights)
+    return {
+        (objective, "loss_sums"): with_loss,
+        (objective, "mean_gradients"): with_gradient,
+        (step_module, "train_step"): with_weights,
+    }

@@ -20,6 +20,7 @@ import main
 from jaxstab.data.records import SplitWriter
 from jaxstab.logging import RunLogger, read_metrics
 from jaxstab.reparam import METHODS, Method
+from jaxstab.train.evaluation import Evaluation
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {
@@ -70,7 +71,18 @@ def kill_at_metrics_of(step):
     RunLogger.train = after(RunLogger.train, lambda _, at, *rest: at == step)
 
 
-def kill_in_last_evaluation():
+def kill_before_evaluation_of(step):
+    real = Evaluation.run
+
+    def patched(self, at, *rest):
+        if at == step:
+            kill()
+        real(self, at, *rest)
+
+    Evaluation.run = patched
+
+
+def kill_after_last_evaluation():
     RunLogger.eval = after(RunLogger.eval, lambda _, at, *rest: at == 8)
 
 
@@ -103,7 +115,9 @@ PLACES = {
     "step": lambda: kill_at_metrics_of(5),
     "save": kill_in_save,
     "deletion": kill_in_deletion,
-    "last evaluation": kill_in_last_evaluation,
+    "evaluation": lambda: kill_before_evaluation_of(6),
+    "before the last evaluation": lambda: kill_before_evaluation_of(8),
+    "after the last evaluation": kill_after_last_evaluation,
 }
 
 
@@ -223,12 +237,23 @@ def test_killed_in_the_deletion_of_an_old_checkpoint(resume, tiny):
 
 
 @pytest.mark.parametrize("variant", ["wesar"], indirect=True)
-def test_killed_between_the_last_evaluation_and_its_checkpoint(resume, tiny):
+@pytest.mark.parametrize(("place", "lines"), [("before the last evaluation", 0), ("after the last evaluation", 1)])
+def test_killed_in_the_last_evaluation_it_is_made_up_for(resume, tiny, place, lines):
     def landed(workdir):
-        assert "eval/validation/loss" in tiny.lines(workdir)[-1] and last_metrics(workdir) == 8
-        assert "8" not in tiny.checkpoints(workdir)
+        evaluations = [line for line in tiny.lines(workdir) if "eval/validation/loss" in line and line["step"] == 8]
+        assert len(evaluations) == lines and last_metrics(workdir) == 8
+        assert "8" in tiny.checkpoints(workdir), "what was trained is saved before it is evaluated"
 
-    resume("last evaluation", landed)
+    resume(place, landed)
+
+
+@pytest.mark.parametrize("variant", ["wesar"], indirect=True)
+def test_killed_in_an_evaluation_it_is_made_up_for(resume, tiny):
+    def landed(workdir):
+        assert "train/loss" in tiny.lines(workdir)[-1] and last_metrics(workdir) == 6
+        assert "6" in tiny.checkpoints(workdir)
+
+    resume("evaluation", landed)
 
 
 @pytest.mark.slow
