@@ -28,7 +28,8 @@ from jaxstab.config import UserError, at_least, option
 from jaxstab.train.digests import digests, leaves_by_path
 
 LONGEST_REASON = 200  # characters
-ANNOTATION = re.compile(r"\s*\[(os_error_code|source locations)=.*?\]", re.DOTALL)  # what TensorStore appends
+# What TensorStore appends to a reason: [tensorstore_spec='...'], [os_error_code='28'], [source locations='...'].
+ANNOTATION = re.compile(r"\s*\[[\w ]+(\[\d+\])?='([^'\\]|\\.)*'\]", re.DOTALL)
 PACKAGES = ("jaxstab", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 

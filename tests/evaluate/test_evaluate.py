@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxstab.data import segment_ids
 from jaxstab.evaluate import evaluate, generate
 from jaxstab.initialize import draw, he, scaled
 from jaxstab.model.config import ModelConfig
@@ -118,3 +119,38 @@ def test_sampled_text_follows_the_key_and_the_softmax():
         expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
         frequencies = np.bincount(drawn, minlength=VOCABULARY) / len(drawn)
         np.testing.assert_allclose(frequencies, expected, atol=0.04)  # five standard errors at worst
+
+
+def test_padded_ids_are_never_sampled():
+    for temperature in (0.0, 50.0):
+        tokens = generate(Transformer(MODEL), WEIGHTS, PROMPT, jax.random.key(0), 21, temperature, vocabulary=5)
+        assert tokens[len(PROMPT) :].max() < 5
+    assert generate(Transformer(MODEL), WEIGHTS, PROMPT, jax.random.key(0), 21, 50.0).max() >= 5
+
+
+def test_a_sample_attends_to_its_document_alone_where_training_does():
+    end, prompt = 0, np.array([3, 1, 0, 4, 2], np.int32)  # the padding after a prompt is of end tokens, too
+    masked = Transformer(dataclasses.replace(MODEL, mask_documents=True))
+    apply = jax.jit(lambda tokens, segments: masked.apply({"params": WEIGHTS}, tokens, segments))
+    tokens = prompt.tolist()
+    for _ in range(6):
+        padded = np.array([tokens + [7] * (12 - len(tokens))])  # one shape; a later token has no say in earlier ones
+        logits = apply(padded, segment_ids(padded, end))
+        tokens.append(int(np.argmax(logits[0, len(tokens) - 1])))
+    assert generate(masked, WEIGHTS, prompt, jax.random.key(0), 6, end=end).tolist() == tokens
+    assert generate(Transformer(MODEL), WEIGHTS, prompt, jax.random.key(0), 6).tolist() != tokens
+
+
+def test_an_evaluation_can_be_left_between_two_batches():
+    def leave():
+        if len(evaluated) == 2:
+            raise KeyboardInterrupt
+
+    def counted(*arguments):
+        evaluated.append(arguments)
+        return bigram_sums(*arguments)
+
+    evaluated = []
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(counted, bigram(), Records(9), 2, between=leave)
+    assert len(evaluated) == 2

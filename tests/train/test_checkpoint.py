@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -199,7 +200,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_it_is_used(opened, saved, 
     assert_equal(state, STATES[2])
     (warning,) = opened.warnings
     assert warning.startswith("checkpoint 3 is damaged (") and "moved to 3.damaged" in warning
-    assert "\n" not in warning
+    assert "\n" not in warning and "tensorstore_spec" not in warning and len(warning) < 350
     assert opened.steps() == [1, 2] and (saved / "3.damaged").is_dir()
     assert opened.save(3, STATES[3], META)
     opened.wait()
@@ -323,6 +324,19 @@ def test_a_save_that_fails_in_the_background_does_not_pass_silently(tmp_path, mo
         assert checkpoints.restore_latest(ABSTRACT)[0] == 4
         checkpoints.save(5, STATES[5], META)
     assert sorted(os.listdir(tmp_path)) == ["4", "5"], "what the failed saves left is gone"
+
+
+def test_the_reason_of_a_failed_save_is_told_to_its_end(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(every=1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        checkpoints.save(1, STATES[1], META)
+        with pytest.raises(UserError, match=r"^checkpoint 1 could not be written to .*: File too large$") as error:
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(str(error.value)) < 300 + len(str(tmp_path))
 
 
 def test_bad_configurations_and_directories_get_one_line(tmp_path):

@@ -93,3 +93,33 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no incident 11 in .*; there is: 10$"):
         incidents.read(tmp_path, "11")
     assert json.loads((tmp_path / "incidents" / "10" / "incident.json").read_text())["reason"] == "why"
+
+
+def test_an_incident_is_written_down_whatever_is_in_its_batch(tmp_path):
+    class Strict:
+        """As SentencePiece: an id beyond the vocabulary is an IndexError."""
+
+        end = 256
+
+        def decode(self, ids):
+            if max(ids) > 256:
+                raise IndexError("piece id is out of range.")
+            return BYTES.decode(ids)
+
+    tokens = np.array([[*b"good", 256, 300, 301]], np.int32)
+    path = watch(tmp_path, [10]).write(record(), tokens, Strict())
+    text = (path / "batch.txt").read_text()
+    assert (
+        "good" in text and "(2 tokens that the tokenizer can't decode: IndexError: piece id is out of range.)" in text
+    )
+
+
+def test_damaged_logs_keep_no_run_from_going_on(tmp_path):
+    warnings = []
+    (tmp_path / "metrics.jsonl").write_text("what?\n")
+    history = incidents.Incidents(tmp_path, 5, 0, 300, warnings.append)
+    (warning,) = warnings
+    assert "the logs up to step 300 can't be read" in warning and "metrics.jsonl, line 1" in warning
+    history.remember(301, scalars_of(301), {})
+    path = history.write(record(), TOKENS, BYTES)
+    assert [line["step"] for line in read_metrics(path / "metrics.jsonl")] == [301]

@@ -4,6 +4,7 @@ As a script, this file is the run that is hurt: it marks batches, patches the pl
 main.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,7 +19,8 @@ import main
 from jaxstab.config import UserError
 from jaxstab.data import Batches
 from jaxstab.logging import in_force, read_measurements, read_metrics
-from jaxstab.train import incidents, journal, step_io
+from jaxstab.stability import StabilityConfig
+from jaxstab.train import incidents, journal, recovery, step_io
 from jaxstab.train.checkpoint import Checkpoints
 from tests.train import faults
 
@@ -181,6 +183,59 @@ def test_the_rate_and_the_norm_are_lowered_for_a_while(tiny, tmp_path, hurting, 
     assert given == [(1.0, 0.0), (0.5, 0.25), (1.0, 0.0)], "kept by step: 1-6, then 5-6, then 7-8"
     rates = {(line["attempt"], line["step"]): line["train/learning_rate"] for line in tiny.steps(tmp_path / "run")}
     assert rates[1, 5] == pytest.approx(rates[0, 5] / 2) and rates[1, 6] == pytest.approx(rates[0, 6] / 2)
+
+
+def metrics(finite=1.0, skipped=0.0, halted=0.0):
+    steps = {"train/finite": finite, "train/skipped": skipped, "train/halted": halted, "train/loss": 9.0}
+    deviations = {"stability/deviation/loss": 7.2, "stability/deviation/grad_norm": -0.5}
+    return steps | deviations
+
+
+BEFORE = "loss 9 was 7.2 standard deviations from its mean"
+
+
+@pytest.mark.parametrize(
+    ("options", "scalars", "response", "replay_from"),
+    [
+        ({"on_spike": "log"}, metrics(), "log", 400),
+        ({"on_spike": "skip"}, metrics(skipped=1.0), "skip", 400),
+        ({"on_spike": "skip"}, metrics(), "taken as a new level", 400),
+        ({"on_spike": "stop"}, metrics(halted=1.0), "stop", 400),
+        ({"on_spike": "rollback", "rollback_steps": 150}, metrics(halted=1.0), "rollback", 200),
+        ({"on_spike": "rollback", "rollback_steps": 999}, metrics(halted=1.0), "rollback", 0),
+        ({"on_spike": "rollback", "max_rollbacks": 1}, metrics(halted=1.0), "stop", 400),
+        ({"on_spike": "log", "on_nonfinite": "skip"}, metrics(0.0, halted=1.0), "stop", 400),
+    ],
+)
+def test_what_is_done_follows_from_the_policy_and_the_verdict(options, scalars, response, replay_from):
+    before = journal.Rollback(1, 300, 200, (299, 320), 1.0, 0.0, 700, "why")
+    known = journal.Journal(((299, 320),), (before,))
+    action = recovery.decide(StabilityConfig(**options), known, [0, 200, 400], 421, scalars)
+    assert (action.response, action.replay_from) == (response, replay_from)
+    assert action.reason == (BEFORE if scalars["train/finite"] else "the loss, a gradient or the update was not finite")
+    assert (action.rollback is not None) == (response == "rollback")
+
+
+def test_a_roll_back_says_where_to_and_past_what():
+    options = {"skip_batches": 30, "skip_before": 5, "rollback_learning_rate": 0.5, "rollback_while": 70}
+    config = StabilityConfig(on_spike="rollback", rollback_steps=100, **options)
+    known = journal.Journal(((10, 15),))
+    action = recovery.decide(config, known, [100, 200, 300], 301, metrics(halted=1.0))
+    assert action.rollback == journal.Rollback(1, 301, 200, (300, 335), 0.5, 0.0, 270, BEFORE)
+    close = recovery.decide(config, known, [100, 200, 300], 203, metrics(halted=1.0))
+    assert close.rollback.to == 100 and close.rollback.skip == (202, 237)
+    config = dataclasses.replace(config, rollback_steps=1)
+    assert recovery.decide(config, known, [300], 303, metrics(halted=1.0)).rollback.skip == (305, 337), "not behind it"
+
+
+def test_an_incident_that_cannot_be_written_down_is_a_notice(tiny, tmp_path, hurting, monkeypatch, capsys):
+    def write(*_):
+        raise OSError(28, "No space left on device")
+
+    hurting({2: "nan_loss"})
+    monkeypatch.setattr(incidents.Incidents, "write", write)
+    assert tiny.run(tmp_path / "run", *MARKED, "--config.stability.on_nonfinite=skip") == 0
+    assert "(skip); it could not be written down ([Errno 28] No space left on device)" in capsys.readouterr().out
 
 
 def test_ranges_are_stepped_over():

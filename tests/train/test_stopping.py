@@ -1,5 +1,6 @@
 """How a run stops, what it says then, and how it goes on."""
 
+import dataclasses
 import json
 import os
 import re
@@ -7,15 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxstab.config import ConfigError, UserError
 from jaxstab.logging import RunLogger, read_metrics
-from jaxstab.train import evaluation, workdir
-from jaxstab.train.config import Config
+from jaxstab.train import evaluation, loop, messages, workdir
+from jaxstab.train.config import Config, default_config, resolve
+from jaxstab.train.program import build
 from jaxstab.train.workdir import CONFIG, claim
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +75,86 @@ def test_a_signal_saves_and_the_same_command_goes_on_exactly(
     tiny.assert_same_end(workdir, unbroken)
 
 
+def test_a_signal_is_answered_between_two_batches_of_an_evaluation(tiny, unbroken, tmp_path, monkeypatch, capsys):
+    def evaluate(sums_of, *rest, real=evaluation.evaluate):
+        def interrupted(*batch):
+            batches.append(batch)
+            signal.raise_signal(signal.SIGTERM)
+            return sums_of(*batch)
+
+        return real(interrupted, *rest)
+
+    batches = []
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "evaluate", evaluate)
+        assert tiny.run(tmp_path / "run") == 128 + signal.SIGTERM
+    assert len(batches) == 1, "of two"
+    assert told(capsys)[1].endswith("stopped by SIGTERM after step 3, which is saved; the same command continues")
+    assert tiny.checkpoints(tmp_path / "run") == {"2", "3"}, "3 is no step of checkpoint.every=2"
+    assert tiny.run(tmp_path / "run") == 0
+    tiny.assert_same_end(tmp_path / "run", unbroken)
+
+
+@pytest.mark.parametrize(("overrides", "step"), [(["--config.eval.every=0"], 8), ([], 3)])
+def test_an_evaluation_that_fails_costs_no_training(overrides, step, tiny, tmp_path, capsys):
+    own, workdir = type(tiny)(tmp_path), tmp_path / "run"
+    assert own.run(tmp_path / "whole", *overrides) == 0
+    capsys.readouterr()
+    (split,) = (tmp_path / "cache").glob("*/validation*")
+    whole = split.read_bytes()
+    split.write_bytes(bytes(len(whole)))
+    for _ in range(2):  # however often it is started
+        assert own.run(workdir, *overrides, "--config.checkpoint.every=0") == 1
+        assert "is damaged, delete it and start again" in told(capsys)[1]
+        assert own.checkpoints(workdir) == {str(step)}
+        assert [line["step"] for line in own.steps(workdir)] == list(range(1, step + 1))
+    split.write_bytes(whole)
+    assert own.run(workdir, *overrides, "--config.checkpoint.every=0") == 0
+    own.assert_same_end(workdir, tmp_path / "whole")
+
+
+def test_a_sample_that_fails_is_a_notice(tiny, unbroken, tmp_path, monkeypatch, capsys):
+    def generate(*_, **options):
+        raise IndexError("piece id is out of range.")
+
+    monkeypatch.setattr(evaluation, "generate", generate)
+    assert tiny.run(tmp_path / "run", "--config.eval.sample_length=4") == 0
+    out, _ = told(capsys)
+    for step in (3, 6, 8):
+        assert f"step {step}: there is no sample (IndexError: piece id is out of range.)" in out
+    tiny.assert_same_end(tmp_path / "run", unbroken)
+
+
+def test_a_run_is_complete_once_its_last_checkpoint_is_on_the_disk(tiny, tmp_path, monkeypatch, capsys):
+    def rename(source, target, real=os.rename, **options):
+        if str(target).endswith("/checkpoints/8"):
+            raise OSError(28, "No space left on device")
+        real(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", rename)
+    assert tiny.run(tmp_path / "run") == 1
+    out, line = told(capsys)
+    assert "Complete" not in out and "checkpoint 8 could not be written" in line
+    assert line.endswith("No space left on device")
+
+
+def test_the_speed_of_a_step_beside_an_evaluation_is_its_own(tiny, tmp_path, monkeypatch):
+    def build(*arguments, real=loop.build):
+        program = real(*arguments)
+
+        def step(*arguments):
+            time.sleep(0.1)  # and, as on a CPU that is busy, nothing of the step is left to do when the call returns
+            return jax.block_until_ready(program.step(*arguments))
+
+        return dataclasses.replace(program, step=step)
+
+    monkeypatch.setattr(loop, "build", build)
+    assert tiny.run(tmp_path / "run") == 0
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    speeds = [line["train/tokens_per_second"] for line in lines if line["step"] > 1 and "train/loss" in line]
+    assert len(speeds) == 7 and max(speeds) <= 4 * 16 / 0.1
+
+
 def test_a_second_ctrl_c_leaves_at_once(tiny, unbroken, tmp_path, monkeypatch, capsys):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner's workers ignore it
     with monkeypatch.context() as patched:
@@ -107,6 +191,25 @@ def test_a_complete_run_says_so_and_how_to_go_on(tiny, unbroken, copied, capsys)
     for hint in (f"tensorboard --logdir {copied}", "--config.train.extend=4", "another --workdir"):
         assert hint in out
     assert (copied / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+
+
+def test_sets_that_a_complete_run_was_not_judged_by_are_made_up_for(tiny, unbroken, copied, capsys):
+    more = f"--config.eval.texts=a={tiny.corpus}/a.jsonl,b={tiny.corpus}/b.jsonl"
+    assert tiny.run(copied, more) == 0
+    assert tiny.lines(copied)[: len(tiny.lines(unbroken))] == tiny.lines(unbroken)
+    first, second = tiny.lines(copied)[len(tiny.lines(unbroken)) :]
+    assert (first["step"], second["step"]) == (8, 8) and first["eval/a/loss"] > 0 and second["eval/b/loss"] > 0
+    capsys.readouterr()
+    assert tiny.run(copied, more) == 0
+    assert "is complete: 8 steps." in told(capsys)[0]
+
+
+@pytest.mark.parametrize(("schedule", "goes_on"), [("linear", False), ("cosine", True)])
+def test_training_on_at_a_rate_of_zero_is_not_suggested(schedule, goes_on, tmp_path):
+    config = default_config()
+    config.model.vocabulary, config.optimizer.schedule.method = 257, schedule
+    hint = messages.how_to_go_on(build(resolve(config)), tmp_path, config.train.steps)
+    assert ("--config.train.extend=500" in hint) == goes_on and "Start anew:" in hint
 
 
 def test_an_extended_run_goes_on_as_if_it_had_been_longer_from_the_start(tiny, copied, tmp_path, capsys):
