@@ -100,7 +100,8 @@ def assert_same_run(tiny, workdir, reference):
         assert steps.tolist() == list(range(1, 9)) and values.tobytes() == expected[name][1].tobytes(), name
 
 
-def test_a_rolled_back_run_is_the_run_from_which_the_batches_were_left_out(tiny, rolled_back, tmp_path):
+def test_a_rolled_back_run_is_the_run_from_which_the_batches_were_left_out(tiny, rolled_back, tmp_path, hurting):
+    hurting({})  # none is marked; the program is the same
     (tmp_path / journal.FILE).write_text('{"kind": "skip", "skip": [5, 7]}\n')
     assert tiny.run(tmp_path, *ROLLBACK) == 0
     assert_same_run(tiny, rolled_back, tmp_path)
