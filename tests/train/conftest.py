@@ -64,11 +64,11 @@ class TinyRuns:
 
     def assert_same_arrays(self, workdir: Path, reference: Path, step: int = STEPS) -> None:
         """Asserts that two checkpoints of a step are the same, bit for bit."""
-        found, wanted = self.arrays(workdir, step), self.arrays(reference, step)
-        assert found.keys() == wanted.keys()
+        arrays, wanted = self.arrays(workdir, step), self.arrays(reference, step)
+        assert arrays.keys() == wanted.keys()
         for path, array in wanted.items():
-            assert (found[path].dtype, found[path].shape) == (array.dtype, array.shape)
-            assert found[path].tobytes() == array.tobytes(), path
+            assert (arrays[path].dtype, arrays[path].shape) == (array.dtype, array.shape)
+            assert arrays[path].tobytes() == array.tobytes(), path
 
     def assert_same_end(self, workdir: Path, reference: Path, step: int = STEPS) -> None:
         """Asserts that two runs ended alike, bit for bit, and that each step is told once."""

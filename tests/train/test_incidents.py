@@ -30,11 +30,11 @@ def record(checkpoint=0):
 
 
 def watch(workdir, steps, limit=5, attempt=0, last_step=0, jump=None):
-    seen = incidents.Incidents(workdir, limit, attempt, last_step)
+    history = incidents.Incidents(workdir, limit, attempt, last_step)
     for step in steps:
         gate = 5.0 if step == jump else 1.0
-        seen.remember(step, scalars_of(step), {"stability/gate/q_proj": np.float32([1 + step % 5 / 50, gate])})
-    return seen
+        history.remember(step, scalars_of(step), {"stability/gate/q_proj": np.float32([1 + step % 5 / 50, gate])})
+    return history
 
 
 def test_an_incident_tells_what_it_was(tmp_path):
@@ -48,8 +48,8 @@ def test_an_incident_tells_what_it_was(tmp_path):
     first = next(line for line in summary.splitlines() if line.startswith("| stability"))
     assert first.startswith("| stability/gate/q_proj/1 | 1 | 5 |"), "what moved farthest comes first"
     assert f"--workdir={tmp_path} --replay=300" in summary
-    found, known = incidents.read(tmp_path, "300")
-    assert found == path and known["checkpoint"] == 250 and known["config"] == {"model.width": 8}
+    directory, known = incidents.read(tmp_path, "300")
+    assert directory == path and known["checkpoint"] == 250 and known["config"] == {"model.width": 8}
     assert incidents.pinned(tmp_path) == {250}
 
 
@@ -70,19 +70,19 @@ def test_an_attempt_has_incidents_of_its_own(tmp_path):
 
 
 def test_a_spike_that_goes_on_is_one(tmp_path):
-    seen = watch(tmp_path, range(1, 5))
-    seen.remember(5, scalars_of(5, spike=1.0), {})
-    assert not seen.goes_on
-    seen.remember(6, scalars_of(6, spike=1.0), {})
-    assert seen.goes_on
+    history = watch(tmp_path, range(1, 5))
+    history.remember(5, scalars_of(5, spike=1.0), {})
+    assert not history.goes_on
+    history.remember(6, scalars_of(6, spike=1.0), {})
+    assert history.goes_on
 
 
 def test_a_resumed_run_knows_the_steps_before(tmp_path):
     with RunLogger(tmp_path, LogConfig(tensorboard_every=0), None, 0, 400) as logger:
         for step in range(1, 321):
             logger.train(step, scalars_of(step), {"stability/gate/q_proj": np.float32([step, 1])})
-    seen = watch(tmp_path, range(301, 311), last_step=300)
-    path = seen.write(record(), TOKENS, BYTES)
+    history = watch(tmp_path, range(301, 311), last_step=300)
+    path = history.write(record(), TOKENS, BYTES)
     assert [line["step"] for line in read_metrics(path / "metrics.jsonl")] == list(range(111, 311))
     steps, values = read_measurements(path)["stability/gate/q_proj"]
     assert steps.tolist() == list(range(111, 311)) and values[0, 0] == 111

@@ -65,7 +65,7 @@ def test_lengths_that_cannot_be_are_refused(warmup, lengths, message):
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(tmp_path_factory, shared_programs):
     corpus = tmp_path_factory.mktemp("corpus")
     dice = random.Random(0)
     texts = [" ".join(dice.choices(["loss", "weight", "spike", "norm"], k=12)) for _ in range(12)]
@@ -130,8 +130,8 @@ def test_a_run_resumed_before_at_and_after_a_change_of_length_is_the_unbroken_on
     loop.train(config, workdir, Console(quiet=True))
     for name in ("step", "train/loss", "train/tokens", "train/grad_norm"):
         assert [line[name] for line in losses(workdir)] == [line[name] for line in losses(unbroken)]
-    for (path, found), (wanted_path, wanted) in zip(arrays(workdir), arrays(unbroken), strict=True):
-        assert path == wanted_path and found.tobytes() == wanted.tobytes(), path
+    for (path, array), (wanted_path, wanted) in zip(arrays(workdir), arrays(unbroken), strict=True):
+        assert path == wanted_path and array.tobytes() == wanted.tobytes(), path
 
 
 def test_the_plan_tells_the_lengths_ahead(config, tmp_path):

@@ -14,10 +14,10 @@ def test_what_is_unpacked_is_what_was_packed():
     more = {"z": np.float32(random.normal())}
     packed = pack(*(jax.tree.map(jnp.asarray, each) for each in (scalars, arrays, more, {})))
     assert packed.values.shape == (2 + 3 + 10 + 1,)
-    found_scalars, found_arrays = unpack(packed)
-    assert found_scalars.keys() == (scalars | more).keys() and found_arrays.keys() == arrays.keys()
-    assert all(type(value) is float for value in found_scalars.values())
+    unpacked_scalars, unpacked_arrays = unpack(packed)
+    assert unpacked_scalars.keys() == (scalars | more).keys() and unpacked_arrays.keys() == arrays.keys()
+    assert all(type(value) is float for value in unpacked_scalars.values())
     for name, value in (scalars | more).items():
-        np.testing.assert_array_equal(np.float32(found_scalars[name]), value)
+        np.testing.assert_array_equal(np.float32(unpacked_scalars[name]), value)
     for name, value in arrays.items():
-        np.testing.assert_array_equal(found_arrays[name], value, strict=True)
+        np.testing.assert_array_equal(unpacked_arrays[name], value, strict=True)

@@ -128,8 +128,8 @@ def test_killed_in_the_middle_of_a_roll_back(place, tiny, rolled_back, tmp_path,
     workdir = tmp_path / "run"
     command = [sys.executable, __file__, place, *tiny.command(workdir, *ROLLBACK)[1:]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert told.returncode == -signal.SIGKILL, told
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert killed.returncode == -signal.SIGKILL, killed
     assert journal.read(workdir).attempt == 1
     assert tiny.steps(workdir)[-1]["step"] == 6, "nothing of the next attempt is there"
     hurting({5: "nan_loss"})

@@ -130,8 +130,8 @@ def start(*command):
 def run_killed(place, variant, argv):
     """Runs until SIGKILL lands in `place`."""
     process = start(__file__, place, variant, *argv[1:])
-    told = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL, told
+    output = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, output
 
 
 def register(variant):

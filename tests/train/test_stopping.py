@@ -31,7 +31,7 @@ def copied(unbroken, tmp_path):
     return Path(shutil.copytree(unbroken, tmp_path / "run"))
 
 
-def told(capsys):
+def output(capsys):
     """What went to stdout, and the one line on stderr that isn't progress."""
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if not line.startswith("Tokenising")]
@@ -65,12 +65,12 @@ def test_a_signal_saves_and_the_same_command_goes_on_exactly(
     with monkeypatch.context() as patched:
         send(patched, number, step=told_step)
         assert tiny.run(workdir, *overrides) == 128 + number
-    _, line = told(capsys)
+    _, line = output(capsys)
     assert line.endswith(f"stopped by {number.name} after step {step}, which is saved; the same command continues")
     assert tiny.checkpoints(workdir) == kept
     assert signal.getsignal(number) == handler
     assert tiny.run(workdir, *overrides) == 0
-    out, _ = told(capsys)
+    out, _ = output(capsys)
     assert f"Continuing in {workdir}" in out and f"steps {step} to 8" in out
     tiny.assert_same_end(workdir, unbroken)
 
@@ -89,7 +89,7 @@ def test_a_signal_is_answered_between_two_batches_of_an_evaluation(tiny, unbroke
         patched.setattr(evaluation, "evaluate", evaluate)
         assert tiny.run(tmp_path / "run") == 128 + signal.SIGTERM
     assert len(batches) == 1, "of two"
-    assert told(capsys)[1].endswith("stopped by SIGTERM after step 3, which is saved; the same command continues")
+    assert output(capsys)[1].endswith("stopped by SIGTERM after step 3, which is saved; the same command continues")
     assert tiny.checkpoints(tmp_path / "run") == {"2", "3"}, "3 is no step of checkpoint.every=2"
     assert tiny.run(tmp_path / "run") == 0
     tiny.assert_same_end(tmp_path / "run", unbroken)
@@ -105,7 +105,7 @@ def test_an_evaluation_that_fails_costs_no_training(overrides, step, tiny, tmp_p
     split.write_bytes(bytes(len(whole)))
     for _ in range(2):  # however often it is started
         assert own.run(workdir, *overrides, "--config.checkpoint.every=0") == 1
-        assert "is damaged, delete it and start again" in told(capsys)[1]
+        assert "is damaged, delete it and start again" in output(capsys)[1]
         assert own.checkpoints(workdir) == {str(step)}
         assert [line["step"] for line in own.steps(workdir)] == list(range(1, step + 1))
     split.write_bytes(whole)
@@ -119,7 +119,7 @@ def test_a_sample_that_fails_is_a_notice(tiny, unbroken, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(evaluation, "generate", generate)
     assert tiny.run(tmp_path / "run", "--config.eval.sample_length=4") == 0
-    out, _ = told(capsys)
+    out, _ = output(capsys)
     for step in (3, 6, 8):
         assert f"step {step}: there is no sample (IndexError: piece id is out of range.)" in out
     tiny.assert_same_end(tmp_path / "run", unbroken)
@@ -133,7 +133,7 @@ def test_a_run_is_complete_once_its_last_checkpoint_is_on_the_disk(tiny, tmp_pat
 
     monkeypatch.setattr(os, "rename", rename)
     assert tiny.run(tmp_path / "run") == 1
-    out, line = told(capsys)
+    out, line = output(capsys)
     assert "Complete" not in out and "checkpoint 8 could not be written" in line
     assert line.endswith("No space left on device")
 
@@ -161,7 +161,7 @@ def test_a_second_ctrl_c_leaves_at_once(tiny, unbroken, tmp_path, monkeypatch, c
         send(patched, signal.SIGINT, signal.SIGINT, step=5)
         assert tiny.run(tmp_path / "run") == 130
     signal.signal(signal.SIGINT, before)
-    assert told(capsys)[1] == "interrupted"
+    assert output(capsys)[1] == "interrupted"
     assert tiny.checkpoints(tmp_path / "run") == {"2", "4"}
     assert tiny.run(tmp_path / "run") == 0
     tiny.assert_same_end(tmp_path / "run", unbroken)
@@ -186,7 +186,7 @@ def test_ctrl_c_from_the_shell(tiny, tmp_path):
 
 def test_a_complete_run_says_so_and_how_to_go_on(tiny, unbroken, copied, capsys):
     assert tiny.run(copied) == 0
-    out, line = told(capsys)
+    out, line = output(capsys)
     assert f"The run in {copied} is complete: 8 steps." in out and not line
     for hint in (f"tensorboard --logdir {copied}", "--config.train.extend=4", "another --workdir"):
         assert hint in out
@@ -201,7 +201,7 @@ def test_sets_that_a_complete_run_was_not_judged_by_are_made_up_for(tiny, unbrok
     assert (first["step"], second["step"]) == (8, 8) and first["eval/a/loss"] > 0 and second["eval/b/loss"] > 0
     capsys.readouterr()
     assert tiny.run(copied, more) == 0
-    assert "is complete: 8 steps." in told(capsys)[0]
+    assert "is complete: 8 steps." in output(capsys)[0]
 
 
 @pytest.mark.parametrize(("schedule", "goes_on"), [("linear", False), ("cosine", True)])
@@ -215,7 +215,7 @@ def test_training_on_at_a_rate_of_zero_is_not_suggested(schedule, goes_on, tmp_p
 def test_an_extended_run_goes_on_as_if_it_had_been_longer_from_the_start(tiny, copied, tmp_path, capsys):
     before = (copied / "metrics.jsonl").read_bytes()
     assert tiny.run(copied, "--config.train.extend=4") == 0
-    assert "steps 8 to 12" in told(capsys)[0]
+    assert "steps 8 to 12" in output(capsys)[0]
     assert (copied / "metrics.jsonl").read_bytes().startswith(before)
     assert tiny.run(tmp_path / "whole", "--config.train.extend=4") == 0
     assert tiny.steps(copied) == tiny.steps(tmp_path / "whole")
@@ -230,7 +230,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_run_ends_alike(tiny, unbro
     largest = max(files, key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
     assert tiny.run(copied) == 0
-    out, _ = told(capsys)
+    out, _ = output(capsys)
     assert "checkpoint 8 is damaged (" in out and "moved to 8.damaged, going on from step 6" in out
     assert tiny.checkpoints(copied) == {"6", "8", "8.damaged"}
     tiny.assert_same_end(copied, unbroken)
@@ -239,7 +239,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_run_ends_alike(tiny, unbro
 def test_another_config_is_refused_and_the_differing_keys_are_named(tiny, unbroken, copied, capsys):
     changed = "--config.optimizer.learning_rate=0.002", "--config.train.seed=3", "--config.eval.every=1"
     assert tiny.run(copied, *changed) == 1
-    _, line = told(capsys)
+    _, line = output(capsys)
     assert f"{copied} holds a run with another config; take another workdir, or mend: " in line
     assert line.endswith("optimizer.learning_rate (there 0.001, here 0.002); train.seed (there 0, here 3)")
     assert (copied / "config.json").read_bytes() == (unbroken / "config.json").read_bytes()
@@ -255,14 +255,14 @@ CHANGES = (
 @pytest.mark.parametrize("change", CHANGES.split())
 def test_what_changes_the_training_is_refused(change, tiny, copied, capsys):
     assert tiny.run(copied, f"--config.{change}") == 1
-    assert f"{change.split('=')[0]} (there " in told(capsys)[1]
+    assert f"{change.split('=')[0]} (there " in output(capsys)[1]
 
 
 def test_what_does_not_change_the_training_is_accepted(tiny, copied, capsys):
     free = ["eval.every=1", "eval.sample_length=5", "checkpoint.every=5", "checkpoint.keep_last=3", "model.remat=full"]
     free += ["log.tensorboard_every=0", "mesh.fsdp=2", "data.workers=2"]
     assert tiny.run(copied, *(f"--config.{key}" for key in free)) == 0
-    assert "is complete: 8 steps" in told(capsys)[0]
+    assert "is complete: 8 steps" in output(capsys)[0]
 
 
 def test_another_text_under_the_same_name_is_refused(tiny, copied, tmp_path, capsys):
@@ -274,7 +274,7 @@ def test_another_text_under_the_same_name_is_refused(tiny, copied, tmp_path, cap
     with (own.corpus / "c.jsonl").open("a") as file:
         file.write('{"text": "one more document"}\n')
     assert own.run(copied) == 1
-    assert "; take another workdir, or mend: data_digest (there '" in told(capsys)[1]
+    assert "; take another workdir, or mend: data_digest (there '" in output(capsys)[1]
 
 
 def test_another_tokenizer_is_refused(tmp_path):
@@ -301,7 +301,7 @@ def test_metrics_that_cannot_be_written_stop_no_run(tiny, unbroken, tmp_path, mo
 
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
     assert tiny.run(tmp_path / "run") == 0
-    out, line = told(capsys)
+    out, line = output(capsys)
     assert out.count("metrics.jsonl could not be written (") == 1 and "training goes on" in out
     assert "lines of metrics.jsonl could not be written and are lost" in out and not line
     tiny.assert_same_arrays(tmp_path / "run", unbroken)
@@ -311,7 +311,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it(tiny, tmp_path, capsys
     diverging = "--config.optimizer.learning_rate=1e17", "--config.optimizer.clip.method=none"
     for _ in range(2):
         assert tiny.run(tmp_path / "run", *diverging) == 1
-        _, line = told(capsys)
+        _, line = output(capsys)
         assert line.startswith(
             "error: the loss, a gradient or the update was not finite at step 2; the state before it is checkpoint 1"
         )
@@ -327,7 +327,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it(tiny, tmp_path, capsys
 
 def test_an_update_that_is_not_finite_ends_the_run_before_it(tiny, tmp_path, capsys):
     assert tiny.run(tmp_path / "run", "--config.optimizer.rule.adamw.eps=0.0") == 1  # 0/0 where a token was never seen
-    assert "not finite at step 1" in told(capsys)[1]
+    assert "not finite at step 1" in output(capsys)[1]
     assert all(np.isfinite(array).all() for array in tiny.arrays(tmp_path / "run", 0).values())
 
 
@@ -336,6 +336,7 @@ def test_a_second_run_in_the_same_workdir_is_refused_while_the_first_is_at_work(
     with workdir.alone(tmp_path / "run"):
         assert tiny.run(tmp_path / "run") == 1
     assert (
-        told(capsys)[1] == f"error: another run is at work in {tmp_path / 'run'}; wait for it, or take another workdir"
+        output(capsys)[1]
+        == f"error: another run is at work in {tmp_path / 'run'}; wait for it, or take another workdir"
     )
     assert tiny.run(tmp_path / "run") == 0
