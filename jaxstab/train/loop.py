@@ -161,7 +161,7 @@ class Trainer:
         return state, _Dispatched(step, pack(*metrics, *measured), seconds)
 
     def _report(self, dispatched: _Dispatched, state: TrainState) -> None:
-        """Fetches and logs a step's metrics, and answers an incident; a halted `state` is that before the step."""
+        """Fetches and logs a step's metrics, and answers an incident; the device of `state` may have halted."""
         step, (scalars, arrays) = dispatched.step, unpack(dispatched.packed)
         tokens = self.config.train.batch_size * self.inputs.length(step)
         scalars["train/tokens"] = float(self.inputs.tokens_up_to(step))

@@ -27,12 +27,14 @@ class Action:
       response: log, skip, "taken as a new level", rollback or stop.
       reason: what was measured, on one line.
       replay_from: the step of the checkpoint that a replay starts from; 0 is the initial state.
+      was_taken: whether the step changed the state, as one does whose update alone is a spike or not finite.
       rollback: what a roll-back writes into the journal.
     """
 
     response: str
     reason: str
     replay_from: int
+    was_taken: bool
     rollback: Rollback | None = None
 
 
@@ -58,14 +60,14 @@ def decide(
     """
     policy = options.on_spike if scalars["train/finite"] else options.on_nonfinite
     reason = reason_of(options, scalars)
-    before = max((at for at in checkpoints if at < step), default=0)
+    before, was_taken = max((at for at in checkpoints if at < step), default=0), not scalars["train/skipped"]
     if not scalars["train/halted"]:
-        new_level = policy == "skip" and not scalars["train/skipped"]
-        return Action("taken as a new level" if new_level else policy, reason, before)
+        new_level = policy == "skip" and was_taken
+        return Action("taken as a new level" if new_level else policy, reason, before, was_taken)
     if policy == "rollback" and journal.attempt < options.max_rollbacks:
         rollback = _rollback(options, journal, checkpoints, step, reason)
-        return Action("rollback", reason, rollback.to, rollback)
-    return Action("stop", reason, before)
+        return Action("rollback", reason, rollback.to, was_taken, rollback)
+    return Action("stop", reason, before, was_taken)
 
 
 def _rollback(
@@ -102,11 +104,11 @@ def act(action: Action, trainer: Trainer, step: int, state: TrainState) -> None:
       action: what is done.
       trainer: of the run; every checkpoint is on the disk.
       step: of the incident.
-      state: of a halted device, which has stayed that before the step; otherwise not looked at.
+      state: of a halted device, where the run stops: the one before the step, unless that was taken.
 
     Raises:
       RolledBack: the journal tells where to go on from.
-      UserError: the run stops, with the state before the step saved.
+      UserError: the run stops; the state before the step is saved, unless the step was taken.
     """
     _leave_incident(action, trainer, step)
     if action.rollback:
@@ -118,15 +120,23 @@ def act(action: Action, trainer: Trainer, step: int, state: TrainState) -> None:
         )
         raise RolledBack
     if action.response == "stop":
-        guard = state.guard._replace(halted=jnp.zeros_like(state.guard.halted))
-        trainer.save(step - 1, state._replace(guard=guard))
-        trainer.checkpoints.wait()
         attempt = trainer.journal.attempt
         raise UserError(
-            f"{action.reason} at step {step}{f', after {attempt} roll-backs' if attempt else ''}; the state before it "
-            f"is checkpoint {step - 1}. A lower optimizer.learning_rate or a longer optimizer.warmup, in another "
-            f"--workdir, may help; {trainer.workdir / incidents.DIRECTORY} has what was measured"
+            f"{action.reason} at step {step}{f', after {attempt} roll-backs' if attempt else ''}; "
+            f"{_where_it_goes_on(action, trainer, step, state)}. A lower optimizer.learning_rate or a longer "
+            f"optimizer.warmup, in another --workdir, may help; {trainer.workdir / incidents.DIRECTORY} has what was "
+            "measured"
         )
+
+
+def _where_it_goes_on(action: Action, trainer: Trainer, step: int, state: TrainState) -> str:
+    """Saves the state before a step, where the device has it still."""
+    if action.was_taken:
+        return f"the run goes on from {f'checkpoint {action.replay_from}' if action.replay_from else 'its beginning'}"
+    guard = state.guard._replace(halted=jnp.zeros_like(state.guard.halted))
+    trainer.save(step - 1, state._replace(guard=guard))
+    trainer.checkpoints.wait()
+    return f"the state before it is checkpoint {step - 1}"
 
 
 def _leave_incident(action: Action, trainer: Trainer, step: int) -> None:

@@ -187,6 +187,7 @@ def test_the_rate_and_the_norm_are_lowered_for_a_while(tiny, tmp_path, hurting, 
 
 
 def metrics(finite=1.0, skipped=0.0, halted=0.0):
+    skipped = max(skipped, halted)
     steps = {"train/finite": finite, "train/skipped": skipped, "train/halted": halted, "train/loss": 9.0}
     deviations = {"stability/deviation/loss": 7.2, "stability/deviation/grad_norm": -0.5}
     return steps | deviations
@@ -215,6 +216,13 @@ def test_what_is_done_follows_from_the_policy_and_the_verdict(options, scalars, 
     assert (action.response, action.replay_from) == (response, replay_from)
     assert action.reason == (BEFORE if scalars["train/finite"] else "the loss, a gradient or the update was not finite")
     assert (action.rollback is not None) == (response == "rollback")
+
+
+def test_a_step_that_was_taken_before_it_was_judged_has_no_state_before_it_to_be_saved():
+    late = metrics(0.0, halted=1.0) | {"train/skipped": 0.0}
+    for scalars in (late, metrics(0.0, halted=1.0)):
+        action = recovery.decide(StabilityConfig(on_nonfinite="stop"), journal.Journal(), [400], 421, scalars)
+        assert (action.response, action.replay_from, action.was_taken) == ("stop", 400, scalars is late)
 
 
 def test_a_roll_back_says_where_to_and_past_what():
