@@ -3,11 +3,11 @@
 Every room declares its own options next to the code that uses them:
 
     @dataclasses.dataclass(frozen=True)
-    class ModelConfig:
-        width: int = option(768, "Model width d.")
+    class ModelConfig(Options):
+        width: int = option(768, "Model width d.", Range(1))
         mlp: str = option("gelu", "Activation of the MLP.", choices=("gelu", "swiglu"))
 
-`to_config_dict` makes the ConfigDict that the command line overrides, `from_config_dict` turns it back, once,
+Every number has a `Range`. `to_config_dict` makes the ConfigDict that the command line overrides, `from_config_dict` turns it back, once,
 and refuses what doesn't fit with a `ConfigError` of one line.
 """
 
@@ -19,7 +19,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -32,12 +32,44 @@ class ConfigError(UserError):
     """A configuration that cannot be used."""
 
 
-def option(default: Any, doc: str, *, choices: tuple[Any, ...] | None = None, joined: str = "") -> Any:
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that an option takes: `Range(1)` at least 1, `Range(0, 1)` from 0 to 1, `Range(above=0)` what is
+    positive, `Range(0, below=1)` from 0 to 1 without 1."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        ends = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return " and ".join(f"{words} {end}" for words, end in ends.items() if end is not None)
+
+    def check(self, key: str, value: Any) -> None:
+        """Raises a ConfigError where the value, or an entry of it where it is a tuple, is another number."""
+        for number in value if isinstance(value, tuple) else (value,):
+            if number not in self:
+                raise ConfigError(f"{key}={value} must {'each ' * isinstance(value, tuple)}be {self}")
+
+
+def option(
+    default: Any, doc: str, numbers: Range | None = None, *, choices: tuple[Any, ...] | None = None, joined: str = ""
+) -> Any:
     """A key of a configuration dataclass: its default, one line of documentation, and its allowed values.
 
-    With `joined`, the value is one or several of them with that string between them.
+    Numbers have a range, of every entry where they are a tuple; strings may have choices. With `joined`, the value is
+    one or several of the choices with that string between them.
     """
-    metadata = {"doc": doc, "choices": choices, "joined": joined}
+    metadata = {"doc": doc, "range": numbers, "choices": choices, "joined": joined}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -46,8 +78,17 @@ def section(cls: type) -> Any:
     return dataclasses.field(default_factory=cls)
 
 
+class Options:
+    """The base of every configuration dataclass: its numbers are checked, whoever builds it."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(typing.cast(Any, self)):
+            if numbers := field.metadata.get("range"):
+                numbers.check(field.name, getattr(self, field.name))
+
+
 @dataclasses.dataclass(frozen=True)
-class MethodConfig:
+class MethodConfig(Options):
     """A choice among registered methods; see `method_section`."""
 
     method: str
@@ -58,18 +99,20 @@ def method_section(
 ) -> type[MethodConfig]:
     """Declares a choice among registered methods, each with the options that its own signature declares:
 
-        def wesar(sigma: Annotated[float, "Standard deviation of every stored matrix."] = 0.0063) -> Method: ...
+        def wesar(sigma: Annotated[float, "Standard deviation of a stored matrix.", Range(above=0)] = 0.0063): ...
 
     The result has the key `method` and a sub-section for every method with options. Registering a function is all it
     takes to make it known to the command line: `--config.reparam.method=wesar --config.reparam.wesar.sigma=1`.
-    Where an option is one of a few strings, they follow its documentation: `Annotated[str, "Doc.", ("a", "b")]`.
+    A number's range follows its documentation, and so do the strings where an option is one of a few:
+    `Annotated[str, "Doc.", ("a", "b")]`.
     With `joined="+"`, several methods are chosen at once, `--config.reparam.method=mlra+wesar`; see `build_methods`.
     """
     fields: list[Any] = [("method", str, option(default, doc, choices=tuple(methods), joined=joined))]
     for key, method in methods.items():
         options = [_option_of(parameter, method) for parameter in inspect.signature(method).parameters.values()]
         if options:
-            fields.append((key, cls := dataclasses.make_dataclass(key, options, frozen=True), section(cls)))
+            cls = dataclasses.make_dataclass(key, options, bases=(Options,), frozen=True)
+            fields.append((key, cls, section(cls)))
     return dataclasses.make_dataclass(name, fields, bases=(MethodConfig,), frozen=True)
 
 
@@ -79,15 +122,10 @@ def _option_of(parameter: inspect.Parameter, method: Callable[..., Any]) -> tupl
         raise TypeError(
             f"option {parameter.name} of {method.__name__} needs a type and a line: Annotated[float, '...']"
         )
-    kind, doc, *choices = typing.get_args(hint)
-    return parameter.name, kind, option(parameter.default, doc, choices=choices[0] if choices else None)
-
-
-def at_least(prefix: str, config: Any, **least: float) -> None:
-    """Raises a ConfigError for the first of these keys whose value is below its least."""
-    for key, lowest in least.items():
-        if getattr(config, key) < lowest:
-            raise ConfigError(f"{prefix}.{key}={getattr(config, key)} is too small: it takes at least {lowest}")
+    kind, doc, *allowed = typing.get_args(hint)
+    numbers = next((each for each in allowed if isinstance(each, Range)), None)
+    choices = next((each for each in allowed if isinstance(each, tuple)), None)
+    return parameter.name, kind, option(parameter.default, doc, numbers, choices=choices)
 
 
 def build_method(config: MethodConfig, methods: Mapping[str, Callable[..., Any]]) -> Any:
@@ -164,6 +202,8 @@ def _checked(key: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> An
         raise ConfigError(f"config key {key} takes {_article(kind.__name__)}, not {value!r}")
     if kind is float and not math.isfinite(value):
         raise ConfigError(f"config key {key} takes a finite number, not {value}")
+    if numbers := metadata.get("range"):
+        numbers.check(key, value)
     choices, joined = metadata.get("choices"), metadata.get("joined")
     if choices is not None and not set(value.split(joined) if joined else (value,)) <= set(choices):
         several = f" (or several, joined by {joined})" if joined else ""
@@ -194,11 +234,28 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def unchosen(flat: Mapping[str, Any]) -> dict[str, str]:
+    """Options of methods that aren't chosen, in what `flatten` gives: {key: the key that chooses the method}."""
+    chosen = {key.removesuffix("method"): value.split("+") for key, value in flat.items() if key.endswith(".method")}
+    options = ((key, prefix, key.removeprefix(prefix)) for key in flat for prefix in chosen if key.startswith(prefix))
+    return {
+        key: f"{prefix}method"
+        for key, prefix, option in options
+        if "." in option and option.split(".")[0] not in chosen[prefix]
+    }
+
+
 def from_flat(cls: type, flat: Mapping[str, Any]) -> Any:
-    """Builds `cls` from what `flatten` makes of it, as it is saved with a run; raises ConfigError as
-    `from_config_dict` does."""
+    """Builds `cls` from what `flatten` made of it when a run was saved, maybe by another version of this package.
+
+    Keys that weren't there yet take their defaults, and keys that are no more are left out. Raises ConfigError at
+    values that don't fit, as `from_config_dict` does.
+    """
+    known = {key for key, *_ in declared(cls)}
     nested: dict[str, Any] = {}
     for key, value in flat.items():
+        if key not in known:
+            continue
         *sections, name = key.split(".")
         inner = nested
         for part in sections:
@@ -207,8 +264,19 @@ def from_flat(cls: type, flat: Mapping[str, Any]) -> Any:
     return from_config_dict(cls, nested)
 
 
-def declared(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str, tuple[Any, ...] | None]]:
-    """Yields (key, type, default, documentation, choices) of every declared key, for docs/configuration.md."""
+class Declared(NamedTuple):
+    """What is declared of a key: its type as it is written, its default, documentation, choices and range."""
+
+    key: str
+    type: str
+    default: Any
+    doc: str
+    choices: tuple[Any, ...] | None
+    range: Range | None
+
+
+def declared(cls: type, prefix: str = "") -> Iterator[Declared]:
+    """Yields what is declared of every key, in order."""
     types = _types(cls)
     for field in dataclasses.fields(cls):
         kind = types[field.name]
@@ -216,7 +284,8 @@ def declared(cls: type, prefix: str = "") -> Iterator[tuple[str, str, Any, str, 
             yield from declared(typing.cast(type, kind), f"{prefix}{field.name}.")
         else:
             name = str(kind) if typing.get_origin(kind) else kind.__name__
-            yield prefix + field.name, name, field.default, field.metadata["doc"], field.metadata["choices"]
+            allowed = field.metadata["choices"], field.metadata["range"]
+            yield Declared(prefix + field.name, name, field.default, field.metadata["doc"], *allowed)
 
 
 def parse_argument(argument: str | None, **choices: tuple[str, ...]) -> dict[str, str]:

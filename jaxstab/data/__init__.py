@@ -2,7 +2,7 @@
 
 from jaxstab.data.batches import Batches, read_ahead, segment_ids
 from jaxstab.data.cache import Prepared, prepare
-from jaxstab.data.config import DataConfig, validate
+from jaxstab.data.config import DataConfig
 from jaxstab.data.making import prepare_tfds, train_tokenizer
 from jaxstab.data.records import PackedSplit
 from jaxstab.data.tokenizers import Tokenizer, load_tokenizer
@@ -19,5 +19,4 @@ __all__ = [
     "read_ahead",
     "segment_ids",
     "train_tokenizer",
-    "validate",
 ]

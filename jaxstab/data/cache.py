@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 
 from jaxstab.config import UserError
-from jaxstab.data.config import DataConfig, validate
+from jaxstab.data.config import DataConfig
 from jaxstab.data.packing import SPLITS, console, pack
 from jaxstab.data.records import PackedSplit
 from jaxstab.data.sources import Source, open_source
@@ -54,7 +54,6 @@ def prepare(config: DataConfig) -> Prepared:
     Raises:
         UserError: bad values, missing or damaged files, too many bad lines, or too little text for one record.
     """
-    validate(config)
     tokenizer = load_tokenizer(config.tokenizer, config.end_token)
     source = open_source(config)
     recipe = _recipe(config, tokenizer, source)

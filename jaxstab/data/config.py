@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxstab.config import ConfigError, option
+from jaxstab.config import ConfigError, Options, Range, option
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Options):
     """Documents, how they become tokens, and in what order they are read."""
 
     source: str = option(
@@ -32,24 +32,25 @@ class DataConfig:
         "(with vocab.bpe beside it), or a directory with one of them.",
     )
     end_token: str = option("", "Piece that ends a document; empty: the tokenizer's usual one (<|endoftext|>, </s>).")
-    length: int = option(256, "Tokens predicted per record, T; a record holds T+1.")
-    validation_fraction: float = option(0.01, "Share of documents held out, by the hash of their text: 0 none, 1 all.")
-    max_tokens: int = option(0, "Stop after the work unit in which training reaches this many tokens; 0: never.")
-    seed: int = option(0, "Seed of the order of training records; has nothing to do with the initialization's.")
-    bad_lines: int = option(0, "How many lines or rows without usable text are skipped before it is an error.")
+    length: int = option(256, "Tokens predicted per record, T; a record holds T+1.", Range(1))
+    validation_fraction: float = option(
+        0.01, "Share of documents held out, by the hash of their text: 0 none, 1 all.", Range(0, 1)
+    )
+    max_tokens: int = option(
+        0, "Stop after the work unit in which training reaches this many tokens; 0: never.", Range(0)
+    )
+    seed: int = option(
+        0, "Seed of the order of training records; has nothing to do with the initialization's.", Range(0, 2**32 - 1)
+    )
+    bad_lines: int = option(
+        0, "How many lines or rows without usable text are skipped before it is an error.", Range(0)
+    )
     cache_dir: str = option(".cache/data", "Where packed records are kept.")
-    workers: int = option(0, "Processes that tokenise; 0: one per core.")
+    workers: int = option(0, "Processes that tokenise; 0: one per core.", Range(0))
 
-
-def validate(config: DataConfig) -> None:
-    """Raises ConfigError, of one line, where values cannot be used; looks at no file."""
-    least = {"length": 1, "max_tokens": 0, "bad_lines": 0, "workers": 0, "seed": 0}
-    for key, bound in least.items():
-        if getattr(config, key) < bound:
-            raise ConfigError(f"data.{key}={getattr(config, key)} must be at least {bound}")
-    if not 0 <= config.validation_fraction <= 1:
-        raise ConfigError(f"data.validation_fraction={config.validation_fraction} must be between 0 and 1")
-    if config.source == "text" and not config.files:
-        raise ConfigError('data.source=text needs data.files, for instance data.files=("corpus/*.jsonl.gz",)')
-    if config.source in ("tfds", "huggingface") and not config.name:
-        raise ConfigError(f"data.source={config.source} needs data.name, the data set's name or directory")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source == "text" and not self.files:
+            raise ConfigError('data.source=text needs data.files, for instance data.files=("corpus/*.jsonl.gz",)')
+        if self.source in ("tfds", "huggingface") and not self.name:
+            raise ConfigError(f"data.source={self.source} needs data.name, the data set's name or directory")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jaxstab.config import UserError
-from jaxstab.data.config import DataConfig, validate
+from jaxstab.data.config import DataConfig
 from jaxstab.data.files import BadLines
 from jaxstab.data.packing import console, split_of
 from jaxstab.data.sources import Source, documents, open_source
@@ -33,7 +33,6 @@ def train_tokenizer(config: DataConfig, vocabulary: int, out: str | Path) -> Pat
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    validate(config)
     if vocabulary < 257:
         raise UserError(f"a vocabulary of {vocabulary} is too small: 257 are the bytes and the end token")
     tokenizer = Tokenizer(models.BPE())
@@ -88,7 +87,6 @@ def prepare_tfds(config: DataConfig, out: str | Path, name: str) -> Path:
     Raises:
         UserError: the source or the name can't be used, or the set exists.
     """
-    validate(config)
     if not name.isidentifier() or name != name.lower():
         raise UserError(f"name={name!r} is no name for a TFDS set: use lower-case letters, digits and underscores")
     if (Path(out).expanduser() / name / VERSION).exists():

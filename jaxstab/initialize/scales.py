@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated
 
-from jaxstab.config import UserError
+from jaxstab.config import Range, UserError
 from jaxstab.table import BRANCH_OUTPUTS, EMBEDDINGS, Row, Std
 
 Scale = Callable[[Row], Std]
@@ -27,7 +27,9 @@ def _xavier(row: Row) -> float:
 
 
 def he(
-    gain: Annotated[float, "Gain of down_proj, which reads the activation; sqrt(2) is ReLU's."] = math.sqrt(2),
+    gain: Annotated[
+        float, "Gain of down_proj, which reads the activation; sqrt(2) is ReLU's.", Range(above=0)
+    ] = math.sqrt(2),
     depth_scaled: Annotated[bool, "Whether o_proj and down_proj are times 1/sqrt(2N)."] = True,
 ) -> Scale:
     """He initialization with residual scaling: what goes in comes out with the same variance.
@@ -83,7 +85,7 @@ def xavier() -> Scale:
 
 
 def normal(
-    std: Annotated[float, "Standard deviation of every matrix."] = 0.02,
+    std: Annotated[float, "Standard deviation of every matrix.", Range(above=0)] = 0.02,
     depth_scaled: Annotated[bool, "Whether o_proj and down_proj are times 1/sqrt(2N), as GPT-2 has it."] = True,
 ) -> Scale:
     """One constant std, whatever the width.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
+from jaxstab.config import Range
 from jaxstab.table import EMBEDDINGS, Row
 
 
@@ -20,8 +21,10 @@ class Transfer(NamedTuple):
 
 
 def mup(
-    base_width: Annotated[int, "Width at which the learning rate was tuned; there it is `normal` without depth."] = 256,
-    std: Annotated[float, "Standard deviation of every matrix at the base width."] = 0.02,
+    base_width: Annotated[
+        int, "Width at which the learning rate was tuned; there it is `normal` without depth.", Range(1)
+    ] = 256,
+    std: Annotated[float, "Standard deviation of every matrix at the base width.", Range(above=0)] = 0.02,
 ) -> Transfer:
     """Maximal update parameterization for Adam: the learning rate carries over from one width to another.
 
@@ -40,9 +43,9 @@ def mup(
 
 
 def complete_p(
-    base_width: Annotated[int, "Width at which the learning rate was tuned."] = 256,
-    base_depth: Annotated[int, "Depth at which the learning rate was tuned."] = 2,
-    std: Annotated[float, "Standard deviation of every matrix at the base width and depth."] = 0.02,
+    base_width: Annotated[int, "Width at which the learning rate was tuned.", Range(1)] = 256,
+    base_depth: Annotated[int, "Depth at which the learning rate was tuned.", Range(1)] = 2,
+    std: Annotated[float, "Standard deviation of every matrix at the base width and depth.", Range(above=0)] = 0.02,
 ) -> Transfer:
     """CompleteP: muP, and residual branches times 1/N, so that the learning rate carries over to other depths too.
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from jaxstab.config import UserError, at_least, option
+from jaxstab.config import Options, Range, UserError, option
 from jaxstab.logging.columns import MeasurementFiles
 from jaxstab.logging.console import RunConsole
 from jaxstab.logging.dashboard import Dashboard
@@ -22,14 +22,15 @@ EVENTS = "TensorBoard events"
 
 
 @dataclasses.dataclass(frozen=True)
-class LogConfig:
+class LogConfig(Options):
     """What is shown of a run; metrics.jsonl has every step in any case."""
 
-    tensorboard_every: int = option(10, "Least steps between two points of a curve in TensorBoard; 0 writes none.")
-    console_seconds: float = option(10.0, "Least seconds between two lines of progress where there is no terminal.")
-
-    def __post_init__(self) -> None:
-        at_least("log", self, tensorboard_every=0, console_seconds=0)
+    tensorboard_every: int = option(
+        10, "Least steps between two points of a curve in TensorBoard; 0 writes none.", Range(0)
+    )
+    console_seconds: float = option(
+        10.0, "Least seconds between two lines of progress where there is no terminal.", Range(0)
+    )
 
 
 class RunLogger:

@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 import jax
 from jaxtyping import Array
 
-from jaxstab.config import method_section
+from jaxstab.config import Range, method_section
 
 
 class Embedding(NamedTuple):
@@ -74,7 +74,7 @@ def layer_norm() -> Embedding:
 
 
 def detach(
-    gamma: Annotated[float, "Share of the gradient that reaches the embedding."] = 0.1,
+    gamma: Annotated[float, "Share of the gradient that reaches the embedding.", Range(0, 1)] = 0.1,
 ) -> Embedding:
     """Embed Detach: the embedding's gradient shrinks, its value doesn't. GLM-130B's gradient shrink is this form.
 

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxstab.config import method_section
+from jaxstab.config import Range, method_section
 
 Function = Callable[[Array], Array]
 
@@ -71,7 +71,7 @@ def post() -> Placement:
 
 
 def deepnorm(
-    exponent: Annotated[float, "α = (2N)^exponent: 0.25 is DeepNorm's decoder, 0.5 GLM-130B's."] = 0.25,
+    exponent: Annotated[float, "α = (2N)^exponent: 0.25 is DeepNorm's decoder, 0.5 GLM-130B's.", Range(0)] = 0.25,
 ) -> Placement:
     """Post-norm with a stronger shortcut; its initial scale is `init.method=deepnorm`.
 

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxstab.config import ConfigError
+from jaxstab.config import Range
 from jaxstab.optimize.layers import Bound, mean_square
 from jaxstab.table import Table
 
-B1 = Annotated[float, "Decay rate of the first moment."]
-B2 = Annotated[float, "Decay rate of the second moment."]
-Eps = Annotated[float, "Added to the root of the second moment; no paper here states it, 1e-8 is PyTorch's."]
+B1 = Annotated[float, "Decay rate of the first moment.", Range(0, below=1)]
+B2 = Annotated[float, "Decay rate of the second moment.", Range(0, below=1)]
+Eps = Annotated[float, "Added to the root of the second moment; no paper here states it, 1e-8 is PyTorch's.", Range(0)]
 
 
 def adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
@@ -26,7 +26,6 @@ def adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
     Checked against: torch.optim.AdamW
     Certainty: primary; optax's scale_by_adam is what runs
     """
-    _check("adamw", b1, b2, eps)
     return lambda _: optax.scale_by_adam(b1, b2, eps)
 
 
@@ -42,7 +41,6 @@ def stable_adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
     Checked against: weights that the authors' StableAdamWUnfused gives, and NumPy in float64
     Certainty: primary (the authors' code, whose v is bias-corrected and whose decay isn't clipped)
     """
-    _check("stable_adamw", b1, b2, eps)
 
     def bind(table: Table) -> optax.GradientTransformation:
         adam = optax.scale_by_adam(b1, b2, eps)
@@ -59,8 +57,3 @@ def stable_adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
         return optax.GradientTransformation(adam.init, update)
 
     return bind
-
-
-def _check(rule: str, b1: float, b2: float, eps: float) -> None:
-    if not (0 <= b1 < 1 and 0 <= b2 < 1 and eps >= 0):
-        raise ConfigError(f"optimizer.rule.{rule}: b1={b1} and b2={b2} must be in [0, 1), eps={eps} not negative")

@@ -11,7 +11,7 @@ import jax
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxstab.config import ConfigError, MethodConfig, build_method, method_section, option, section
+from jaxstab.config import ConfigError, MethodConfig, Options, Range, build_method, method_section, option, section
 from jaxstab.optimize import clipping, qk_clip
 from jaxstab.optimize.adam import adamw, stable_adamw
 from jaxstab.optimize.layers import Bound
@@ -48,16 +48,18 @@ ScheduleConfig = method_section(
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Options):
     """The optimizer. Defaults are Nishida et al. 2024, Table 11, rapid setting."""
 
     rule: MethodConfig = section(RuleConfig)
     clip: MethodConfig = section(ClipConfig)
     schedule: MethodConfig = section(ScheduleConfig)
     projection: MethodConfig = section(ProjectionConfig)
-    learning_rate: float = option(1e-3, "Peak learning rate.")
-    warmup: int = option(100, "Updates of linear warmup.")
-    weight_decay: float = option(0.01, "Decoupled weight decay of the matrices; norms and biases have none.")
+    learning_rate: float = option(1e-3, "Peak learning rate.", Range(0))
+    warmup: int = option(100, "Updates of linear warmup.", Range(0))
+    weight_decay: float = option(
+        0.01, "Decoupled weight decay of the matrices; norms and biases have none.", Range(0)
+    )
     independent_decay: bool = option(
         False,
         "Whether decay follows the schedule alone, not times the peak learning rate (Wortsman et al. 2023).",
@@ -71,11 +73,6 @@ class OptimizerConfig:
         "The gradient that is clipped: that of the stored parameters, as PyTorch does, or of the effective weights.",
         choices=("raw", "effective"),
     )
-
-    def __post_init__(self) -> None:
-        for key in ("learning_rate", "warmup", "weight_decay"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"optimizer.{key}={getattr(self, key)} must not be negative")
 
     @property
     def eps(self) -> float:

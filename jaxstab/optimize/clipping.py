@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Int
 
-from jaxstab.config import ConfigError
+from jaxstab.config import Range
 from jaxstab.numerics import ZClipStatistics, zclip_step
 from jaxstab.optimize.layers import Bound, norm, one_per_layer
 from jaxstab.table import Table
@@ -28,7 +28,7 @@ def none() -> Bound:
     return lambda _: optax.identity()
 
 
-def global_norm(max_norm: Annotated[float, "Largest norm of the whole gradient."] = 1.0) -> Bound:
+def global_norm(max_norm: Annotated[float, "Largest norm of the whole gradient.", Range(above=0)] = 1.0) -> Bound:
     """Scales the whole gradient down to `max_norm` where its norm is larger.
 
     Formula: g · min(1, max_norm / ||g||), one norm over all parameters
@@ -37,8 +37,6 @@ def global_norm(max_norm: Annotated[float, "Largest norm of the whole gradient."
     Checked against: torch.nn.utils.clip_grad_norm_
     Certainty: primary; optax's clip_by_global_norm is what runs
     """
-    if max_norm <= 0:
-        raise ConfigError(f"optimizer.clip.global_norm.max_norm={max_norm} must be positive; clip.method=none is off")
     return lambda _: optax.clip_by_global_norm(max_norm)
 
 
@@ -50,10 +48,14 @@ class AdaGCState(NamedTuple):
 
 
 def adagc(
-    ratio: Annotated[float, "Largest norm of a matrix's gradient, as a multiple of its running average."] = 1.04,
-    decay: Annotated[float, "Decay rate of the running average."] = 0.99,
-    warmup: Annotated[int, "First updates, clipped by global norm, of which the average starts at the least."] = 100,
-    max_norm: Annotated[float, "Largest norm of the whole gradient in those."] = 1.0,
+    ratio: Annotated[
+        float, "Largest norm of a matrix's gradient, as a multiple of its running average.", Range(above=0)
+    ] = 1.04,
+    decay: Annotated[float, "Decay rate of the running average.", Range(0, below=1)] = 0.99,
+    warmup: Annotated[
+        int, "First updates, clipped by global norm, of which the average starts at the least.", Range(0)
+    ] = 100,
+    max_norm: Annotated[float, "Largest norm of the whole gradient in those.", Range(above=0)] = 1.0,
 ) -> Bound:
     """Clips the gradient of each matrix, in a stack too, by its own running norm; vectors and gates likewise.
 
@@ -91,10 +93,12 @@ def adagc(
 
 
 def zclip(
-    threshold: Annotated[float, "Standard deviations above the running mean at which a norm is clipped."] = 2.5,
-    decay: Annotated[float, "Decay rate of the running mean and variance of the norm."] = 0.97,
-    warmup: Annotated[int, "First updates, whose norms give the first mean and variance."] = 25,
-    max_norm: Annotated[float, "Largest norm of the whole gradient at any time; 0 sets none."] = 1.0,
+    threshold: Annotated[
+        float, "Standard deviations above the running mean at which a norm is clipped.", Range(above=0)
+    ] = 2.5,
+    decay: Annotated[float, "Decay rate of the running mean and variance of the norm.", Range(0, below=1)] = 0.97,
+    warmup: Annotated[int, "First updates, whose norms give the first mean and variance.", Range(2)] = 25,
+    max_norm: Annotated[float, "Largest norm of the whole gradient at any time; 0 sets none.", Range(0)] = 1.0,
 ) -> Bound:
     """Clips the whole gradient where its norm is an outlier among those before, the harder the farther out it is.
 

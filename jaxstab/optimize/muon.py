@@ -9,6 +9,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from jaxstab.config import Range
 from jaxstab.optimize.adam import B1, B2, Eps
 from jaxstab.optimize.layers import Bound
 from jaxstab.table import EMBEDDINGS, Row, Table
@@ -20,12 +21,13 @@ def is_hidden(row: Row) -> bool:
 
 
 def muon(
-    momentum: Annotated[float, "Decay rate of the momentum of the hidden matrices."] = 0.95,
-    newton_schulz: Annotated[int, "Newton-Schulz iterations that orthogonalize it."] = 5,
+    momentum: Annotated[float, "Decay rate of the momentum of the hidden matrices.", Range(0, below=1)] = 0.95,
+    newton_schulz: Annotated[int, "Newton-Schulz iterations that orthogonalize it.", Range(1)] = 5,
     rms: Annotated[
         float,
         "RMS of the update of a hidden matrix: 0.2 is about AdamW's, so that its learning rate and decay serve both "
         "(Liu et al. 2025). 0 scales by sqrt(max(1, out / in)) instead (Jordan 2024), which takes another rate.",
+        Range(0),
     ] = 0.2,
     b1: B1 = 0.9,
     b2: B2 = 0.95,

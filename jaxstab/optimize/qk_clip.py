@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxstab.config import ConfigError
+from jaxstab.config import ConfigError, Range
 from jaxstab.table import Row, Table, rows
 
 Projection = Callable[[Table, Any, Mapping[str, Array]], Any]
@@ -32,7 +32,9 @@ def none() -> Projection:
 
 
 def qk_clip(
-    threshold: Annotated[float, "Largest attention logit of a head that leaves its weights as they are."] = 100.0,
+    threshold: Annotated[
+        float, "Largest attention logit of a head that leaves its weights as they are.", Range(above=0)
+    ] = 100.0,
 ) -> Projection:
     """Shrinks the query and key weights of a head whose largest attention logit was above the threshold.
 

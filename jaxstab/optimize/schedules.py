@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
-from jaxstab.config import ConfigError
+from jaxstab.config import Range
 
 Shape = Callable[[ArrayLike], Float[Array, ""]]
-Floor = Annotated[float, "Last value, as a fraction of the peak."]
+Floor = Annotated[float, "Last value, as a fraction of the peak.", Range(0, 1)]
 
 
 def cosine(floor: Floor = 0.1) -> Shape:
@@ -50,7 +50,10 @@ def constant() -> Shape:
 
 
 def warmup_stable_decay(
-    decay: Annotated[float, "Fraction of the steps after warmup that the final decay takes."] = 0.2, floor: Floor = 0.0
+    decay: Annotated[
+        float, "Fraction of the steps after warmup that the final decay takes.", Range(above=0, most=1)
+    ] = 0.2,
+    floor: Floor = 0.0,
 ) -> Shape:
     """Constant, then linear decay to the floor.
 
@@ -58,8 +61,6 @@ def warmup_stable_decay(
     Paper: Hu et al. 2024 (arXiv:2404.06395); its linear form is that of Hägele et al. 2024 (arXiv:2405.18392)
     Checked against: torch.optim.lr_scheduler.SequentialLR of ConstantLR and LinearLR
     """
-    if not 0 < decay <= 1:
-        raise ConfigError(f"optimizer.schedule.warmup_stable_decay.decay={decay} must be above 0 and at most 1")
     return lambda fraction: linear(floor)((fraction - (1 - decay)) / decay)
 
 

@@ -8,15 +8,17 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from jaxstab.config import ConfigError, unknown
+from jaxstab.config import ConfigError, Range, unknown
 from jaxstab.reparam.base import Method, Stored
 from jaxstab.table import MATRICES, Row
 
 
 def mlra(
     roles: Annotated[tuple[str, ...], "Which matrices are factorised."] = ("q_proj", "k_proj", "v_proj"),
-    rank: Annotated[int, "Inner size r; 0 is d_in d_out / (d_in + d_out), which costs no parameters: d/2."] = 0,
-    std: Annotated[float, "Standard deviation s of both factors; 0 is what gives the product the backbone's."] = 0.0,
+    rank: Annotated[int, "Inner size r; 0 is d_in d_out / (d_in + d_out), which costs no parameters: d/2.", Range(0)] = 0,
+    std: Annotated[
+        float, "Standard deviation s of both factors; 0 is what gives the product the backbone's.", Range(0)
+    ] = 0.0,
     control: Annotated[bool, "The control: one matrix of full rank, with the product's standard deviation."] = False,
 ) -> Method:
     """Each matrix is a product of two factors, without anything between them. Heads split after the product.

@@ -8,6 +8,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
+from jaxstab.config import Range
 from jaxstab.reparam.base import Method, Stored
 from jaxstab.table import Row
 
@@ -16,15 +17,15 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def sigma_reparam(
-    sigma: Annotated[float, "Standard deviation of every stored matrix; Nishida et al.'s best: sqrt(64e-5) pre-LN."] = (
-        math.sqrt(64e-5)
-    ),
+    sigma: Annotated[
+        float, "Standard deviation of every stored matrix; Nishida et al.'s best: sqrt(64e-5) pre-LN.", Range(above=0)
+    ] = math.sqrt(64e-5),
     gate: Annotated[
         str, "Initial gates: `norm` is σ(W₀), which keeps the backbone's weights; `one` is 1.", ("norm", "one")
     ] = "norm",
     differentiate: Annotated[bool, "Whether the gradient goes through σ(W)."] = True,
     iterations: Annotated[
-        int, "Power iterations at initialization, from a random vector; 0 takes the exact singular vector."
+        int, "Power iterations at initialization, from a random vector; 0 takes the exact singular vector.", Range(0)
     ] = 0,
 ) -> Method:
     """The spectral norm of every matrix is its gate: W over a running estimate of its largest singular value.

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxstab.config import Range
 from jaxstab.reparam.base import Method, Raw, Reparameterization, State, Stored, Weights
 from jaxstab.table import EMBEDDINGS, Row, path_of
 
@@ -20,9 +21,9 @@ Outputs = Callable[[Weights], dict[str, jax.Array]]
 
 
 def weight_norm(
-    sigma: Annotated[float, "Standard deviation of every stored matrix; Nishida et al.'s best is sqrt(16e-5)."] = (
-        math.sqrt(16e-5)
-    ),
+    sigma: Annotated[
+        float, "Standard deviation of every stored matrix; Nishida et al.'s best is sqrt(16e-5).", Range(above=0)
+    ] = math.sqrt(16e-5),
     embedding: Annotated[
         str, "What has a norm in an embedding: each token's row, or each feature's column.", ("token", "feature")
     ] = "token",
@@ -32,7 +33,7 @@ def weight_norm(
         "what the unit puts out on the first batch, measured before the first step.",
         ("norm", "constant", "data"),
     ] = "norm",
-    constant: Annotated[float, "Initial gate where gate=constant."] = 1.0,
+    constant: Annotated[float, "Initial gate where gate=constant.", Range(above=0)] = 1.0,
 ) -> Method:
     """One norm for each output unit, trained apart from the direction; the gradient goes through the normalization.
 

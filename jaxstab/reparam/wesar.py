@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from jaxstab.config import ConfigError
+from jaxstab.config import Range
 from jaxstab.reparam.base import Method, Stored
 from jaxstab.table import Row, divided
 
 
 def wesar(
-    sigma: Annotated[float, "Common standard deviation of every stored matrix; the paper's is sqrt(4e-5)."] = math.sqrt(
-        4e-5
-    ),
+    sigma: Annotated[
+        float, "Common standard deviation of every stored matrix; the paper's is sqrt(4e-5).", Range(above=0)
+    ] = math.sqrt(4e-5),
     trainable_gates: Annotated[bool, "Whether gates are trained; Table 7's `fixed` ablation when not."] = True,
 ) -> Method:
     """One trainable gate a matrix, and one common standard deviation for everything that is stored.
@@ -30,9 +30,6 @@ def wesar(
     The backbone, which sets std(W̄), is the initial scale of the run. A matrix's constant multiplier is absorbed by its
     gate: the embedding of standard deviation 1 has the gate 1/σ = 158.
     """
-
-    if sigma <= 0:
-        raise ConfigError(f"reparam.wesar.sigma={sigma} must be positive")
 
     def rows(row: Row) -> dict[str, Row]:
         gate = row.gate(divided(row.std, sigma))

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxstab.config import ConfigError, option
+from jaxstab.config import ConfigError, Options, Range, option
 from jaxstab.table import Row, Table
 
 AXES = ("replica", "fsdp", "tensor", "sequence")
@@ -32,17 +32,18 @@ RULES_WITHIN_REPLICA = (("batch", "fsdp"), *RULES[1:])
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Options):
     """Devices along each axis of the mesh; at most one may be -1, which takes what is left."""
 
-    replica: int = option(1, "Data parallelism with a copy of everything on each.")
-    fsdp: int = option(1, "Data parallelism with parameters and optimizer state split.")
-    tensor: int = option(1, "Split of heads, MLP and vocabulary.")
-    sequence: int = option(1, "Split of the sequence.")
+    replica: int = option(1, "Data parallelism with a copy of everything on each.", Range(-1))
+    fsdp: int = option(1, "Data parallelism with parameters and optimizer state split.", Range(-1))
+    tensor: int = option(1, "Split of heads, MLP and vocabulary.", Range(-1))
+    sequence: int = option(1, "Split of the sequence.", Range(-1))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = [getattr(self, axis) for axis in AXES]
-        if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        if sizes.count(-1) > 1 or 0 in sizes:
             raise ConfigError(f"mesh={tuple(sizes)} must be positive numbers, at most one of them -1")
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxstab.config import ConfigError, at_least, option
+from jaxstab.config import ConfigError, Options, Range, option
 from jaxstab.stability.spikes import QUANTITIES, RULES
 
 RESPONSES = ("log", "skip", "rollback", "stop")
 
 
 @dataclasses.dataclass(frozen=True)
-class StabilityConfig:
+class StabilityConfig(Options):
     """Measurements, and the responses to spikes and to values that aren't finite."""
 
     measure: str = option(
@@ -20,7 +20,7 @@ class StabilityConfig:
         "needs passes of its own (docs/stability.md); off: loss and global norms alone.",
         choices=("off", "light", "full"),
     )
-    measure_every: int = option(500, "Steps between two full measurements.")
+    measure_every: int = option(500, "Steps between two full measurements.", Range(1))
     rule: str = option(
         "skip_step",
         "What a spike is: above 6 standard deviations of the last 128 values, or 7 of the last 1,000.",
@@ -41,26 +41,33 @@ class StabilityConfig:
         choices=RESPONSES,
     )
     max_skips: int = option(
-        4, "Steps skipped in a row. Then a spike is taken as a new level, and a value that isn't finite stops the run."
+        4,
+        "Steps skipped in a row. Then a spike is taken as a new level, and a value that isn't finite stops the run.",
+        Range(1),
     )
     rollback_steps: int = option(
-        100, "Least steps between a spike and the checkpoint that is gone back to (PaLM: 100)."
+        100, "Least steps between a spike and the checkpoint that is gone back to (PaLM: 100).", Range(1)
     )
-    skip_batches: int = option(200, "Batches left out after a roll-back, from that of the spike on (PaLM: 200 to 500).")
-    skip_before: int = option(0, "Batches before the spike's that are left out too.")
-    max_rollbacks: int = option(3, "Roll-backs in a run, after which it stops.")
-    rollback_learning_rate: float = option(1.0, "Factor on the learning rate for a while after a roll-back.")
+    skip_batches: int = option(
+        200, "Batches left out after a roll-back, from that of the spike on (PaLM: 200 to 500).", Range(1)
+    )
+    skip_before: int = option(0, "Batches before the spike's that are left out too.", Range(0))
+    max_rollbacks: int = option(3, "Roll-backs in a run, after which it stops.", Range(0))
+    rollback_learning_rate: float = option(
+        1.0, "Factor on the learning rate for a while after a roll-back.", Range(above=0)
+    )
     rollback_max_norm: float = option(
-        0.0, "Largest global gradient norm for a while after a roll-back, before the usual clipping; 0 sets none."
+        0.0,
+        "Largest global gradient norm for a while after a roll-back, before the usual clipping; 0 sets none.",
+        Range(0),
     )
-    rollback_while: int = option(500, "Steps of that while, counted from the checkpoint.")
-    incidents: int = option(5, "Incidents whose evidence is kept, each with its checkpoint; later ones are counted.")
+    rollback_while: int = option(500, "Steps of that while, counted from the checkpoint.", Range(0))
+    incidents: int = option(
+        5, "Incidents whose evidence is kept, each with its checkpoint; later ones are counted.", Range(0)
+    )
 
     def __post_init__(self) -> None:
-        at_least("stability", self, measure_every=1, max_skips=1, rollback_steps=1, skip_batches=1)
-        at_least("stability", self, skip_before=0, max_rollbacks=0, rollback_max_norm=0, rollback_while=0, incidents=0)
-        if self.rollback_learning_rate <= 0:
-            raise ConfigError(f"stability.rollback_learning_rate={self.rollback_learning_rate} must be positive")
+        super().__post_init__()
         strange = [name for name in self.watch if name not in QUANTITIES]
         if strange:
             raise ConfigError(f"stability.watch has {strange[0]!r}, which is not one of: {', '.join(QUANTITIES)}")

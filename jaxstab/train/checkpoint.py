@@ -24,7 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
-from jaxstab.config import UserError, at_least, option
+from jaxstab.config import Options, Range, UserError, option
 from jaxstab.train.digests import digests, leaves_by_path
 
 LONGEST_REASON = 200  # characters
@@ -34,15 +34,14 @@ PACKAGES = ("jaxstab", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Options):
     """When checkpoints are written, and which of them stay."""
 
-    every: int = option(1000, "Steps between two checkpoints; 0 saves at the end only.")
-    keep_last: int = option(2, "Newest checkpoints that are kept; the one before the last serves when that is damaged.")
-    keep_every: int = option(0, "Checkpoints of steps divisible by this are kept for good; 0 keeps none.")
-
-    def __post_init__(self) -> None:
-        at_least("checkpoint", self, every=0, keep_last=1, keep_every=0)
+    every: int = option(1000, "Steps between two checkpoints; 0 saves at the end only.", Range(0))
+    keep_last: int = option(
+        2, "Newest checkpoints that are kept; the one before the last serves when that is damaged.", Range(1)
+    )
+    keep_every: int = option(0, "Checkpoints of steps divisible by this are kept for good; 0 keeps none.", Range(0))
 
 
 class Checkpoints:

@@ -20,27 +20,29 @@ from jaxstab.train.checkpoint import CheckpointConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Options):
     """The training loop."""
 
-    steps: int = option(1000, "Updates, over which the schedule is laid.")
-    extend: int = option(0, "Updates after those, at the schedule's last value; a finished run goes on by it.")
-    batch_size: int = option(32, "Sequences in the global batch.")
-    accumulation: int = option(1, "Micro-batches that a batch is taken in.")
-    seed: int = option(0, "Seed of the initial weights (data.seed is another).")
-    z_loss: float = option(
-        1e-4, "Coefficient of log(Z)^2. Nishida et al. print `16e-4` across a split cell, most likely 1e-4."
+    steps: int = option(1000, "Updates, over which the schedule is laid.", Range(1))
+    extend: int = option(
+        0, "Updates after those, at the schedule's last value; a finished run goes on by it.", Range(0)
     )
-    loss_chunk: int = option(128, "Positions of each sequence whose logits are in memory at once.")
-    length_warmup: int = option(0, "Updates over which sequences grow from the first of warmup_lengths to data.length.")
+    batch_size: int = option(32, "Sequences in the global batch.", Range(1))
+    accumulation: int = option(1, "Micro-batches that a batch is taken in.", Range(1))
+    seed: int = option(0, "Seed of the initial weights (data.seed is another).", Range(0, 2**31 - 1))
+    z_loss: float = option(
+        1e-4, "Coefficient of log(Z)^2. Nishida et al. print `16e-4` across a split cell, most likely 1e-4.", Range(0)
+    )
+    loss_chunk: int = option(128, "Positions of each sequence whose logits are in memory at once.", Range(1))
+    length_warmup: int = option(
+        0, "Updates over which sequences grow from the first of warmup_lengths to data.length.", Range(0)
+    )
     warmup_lengths: tuple[int, ...] = option(
-        (), "Lengths on that way, ascending, each a program of its own to compile: records are cut to them."
+        (), "Lengths on that way, ascending, each a program of its own to compile: records are cut to them.", Range(1)
     )
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "accumulation", "loss_chunk"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"train.{key}={getattr(self, key)} must be at least 1")
+        super().__post_init__()
         if self.batch_size % self.accumulation:
             raise ConfigError(
                 f"train.batch_size={self.batch_size} is not divisible by train.accumulation={self.accumulation}"
@@ -50,29 +52,27 @@ class TrainConfig:
                 f"train.length_warmup={self.length_warmup} and train.warmup_lengths={self.warmup_lengths} "
                 "take effect together: set both or neither"
             )
-        ascending = tuple(sorted({length for length in self.warmup_lengths if length > 0}))
-        if self.length_warmup < 0 or self.warmup_lengths != ascending:
-            raise ConfigError(
-                f"train.length_warmup={self.length_warmup} and train.warmup_lengths={self.warmup_lengths} must be "
-                "positive, the lengths ascending"
-            )
+        if self.warmup_lengths != tuple(sorted(set(self.warmup_lengths))):
+            raise ConfigError(f"train.warmup_lengths={self.warmup_lengths} must be ascending, each of them once")
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Options):
     """Evaluation during training."""
 
-    every: int = option(250, "Steps between evaluations, and one at the end; 0 evaluates at the end only.")
-    batches: int = option(16, "Validation batches in an evaluation; 0 takes all.")
-    final_batches: int = option(0, "Batches of every set in the evaluation at the end; 0 takes all.")
+    every: int = option(250, "Steps between evaluations, and one at the end; 0 evaluates at the end only.", Range(0))
+    batches: int = option(16, "Validation batches in an evaluation; 0 takes all.", Range(0))
+    final_batches: int = option(0, "Batches of every set in the evaluation at the end; 0 takes all.", Range(0))
     texts: tuple[str, ...] = option((), "Further text sets, as name=glob, evaluated at the end.")
-    sample_length: int = option(0, "Tokens of a sample of generated text shown at each evaluation; 0 shows none.")
+    sample_length: int = option(
+        0, "Tokens of a sample of generated text shown at each evaluation; 0 shows none.", Range(0)
+    )
     sample_prompt: str = option("", "What samples begin with; empty begins a document.")
-    temperature: float = option(0.8, "Sampling temperature; 0 is greedy.")
+    temperature: float = option(0.8, "Sampling temperature; 0 is greedy.", Range(0))
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """A run."""
 
     model: ModelConfig = section(ModelConfig)
