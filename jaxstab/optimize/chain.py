@@ -87,11 +87,18 @@ class Hypers(NamedTuple):
       learning_rate: its peak.
       weight_decay: decoupled.
       max_norm: the global norm that gradients are brought down to before the run's own clipping; None for none.
+      position: where the update stands on the schedule, from 0: in a run the number of steps before it, those that were
+        skipped included. None takes the number of updates that the optimizer's state has seen.
     """
 
     learning_rate: ArrayLike
     weight_decay: ArrayLike
     max_norm: ArrayLike | None = None
+    position: ArrayLike | None = None
+
+    def on_schedule(self, updates: ArrayLike) -> ArrayLike:
+        """The position, where `updates` are those that the state has seen."""
+        return updates if self.position is None else self.position
 
 
 class Optimizer(NamedTuple):
@@ -100,7 +107,7 @@ class Optimizer(NamedTuple):
     Attributes:
       clip: applied to the raw or to the effective gradient.
       update: from clipped raw gradients to updates; takes the extra argument `hypers`.
-      schedule: update number -> fraction of the peak learning rate.
+      schedule: position -> fraction of the peak learning rate.
       project: (raw parameters after the update, what the forward pass measured) -> raw parameters.
     """
 
@@ -119,8 +126,7 @@ def build(config: OptimizerConfig, table: Table, steps: int, effective: Table | 
       steps: updates that the schedule is laid over.
       effective: rows of the effective weights, whose gradient is clipped with `clip_on=effective`; the same by default.
     """
-    if config.warmup > steps:
-        raise ConfigError(f"optimizer.warmup={config.warmup} is longer than the run, train.steps={steps}")
+    check_schedule(config, steps)
     schedule = with_warmup(build_method(config.schedule, SCHEDULES), config.warmup, steps)
     update = optax.chain(
         _scale(jax.tree.map(lambda row: 1 / row.eps, table)),
@@ -130,6 +136,17 @@ def build(config: OptimizerConfig, table: Table, steps: int, effective: Table | 
     clipped = effective if effective is not None and config.clip_on == "effective" else table
     project = functools.partial(build_method(config.projection, PROJECTIONS), table)
     return Optimizer(build_method(config.clip, CLIPS)(clipped), update, schedule, project)
+
+
+def check_schedule(config: OptimizerConfig, steps: int) -> None:
+    """Raises a ConfigError where the warmup is longer than a run of `steps` updates."""
+    if config.warmup > steps:
+        raise ConfigError(f"optimizer.warmup={config.warmup} is longer than the run, train.steps={steps}")
+
+
+def last_rate(config: OptimizerConfig) -> float:
+    """The rate that a run ends at, and that updates after its end have, as a fraction of the peak."""
+    return float(build_method(config.schedule, SCHEDULES)(1.0))
 
 
 def state_shardings(transformation: Any, state: Any, parameters: Any, other: Any) -> Any:
@@ -164,7 +181,7 @@ def _decay_and_rate(config: OptimizerConfig, table: Table, schedule: Callable[..
     """-s_t m η (u + λ W), or -s_t m (η u + λ W) with independent decay (Wortsman et al. 2023, section 3.4)."""
 
     def update(updates: Any, state: Any, params: Any, *, hypers: Hypers, **_: Any) -> tuple[Any, Any]:
-        shape = schedule(state.count)
+        shape = schedule(hypers.on_schedule(state.count))
 
         def leaf(row: Any, u: jax.Array, w: jax.Array) -> jax.Array:
             decays = row.decay or (config.decay_gates and row.role == "gate")

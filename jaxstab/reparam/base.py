@@ -48,6 +48,7 @@ class Method(NamedTuple):
       absorbs: whether its gate takes a matrix's constant multiplier in. Otherwise the constant stays outside, and the
         method sees neither it nor its share of the standard deviation.
       preserves: whether `init` keeps the effective weight that it is given.
+      fixed_gates: whether gates take no gradient, so that only decay would move them.
       linear: whether scaling what is stored scales the effective weight; not where a norm is divided out.
       prepare: (reparam, raw, state, outputs) -> raw: a phase before the first step, given `outputs`, effective weights
         -> {path of a matrix: what it puts out on a batch, with a leading layer axis where it is stacked}.
@@ -61,6 +62,7 @@ class Method(NamedTuple):
     absorbs: bool = False
     preserves: bool = True
     linear: bool = True
+    fixed_gates: bool = False
     prepare: Callable[..., Raw] | None = None
 
 
