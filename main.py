@@ -6,13 +6,17 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
-from jaxstab.config import ConfigError, UserError, declared, flatten, unknown
+from jaxstab.config import ConfigError, UserError, declared, flatten, unchosen, unknown
 from jaxstab.train.signals import Stopped
+
+if TYPE_CHECKING:
+    from jaxstab.train.config import Config
 
 COMMANDS = {
     "train": "trains a model, or goes on with the run in --workdir (the default)",
@@ -33,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         logging.set_verbosity(logging.FATAL)  # what orbax logs of a failed save, we say in one line
     try:
         command, files, values = parse(argv)
-        run(command, files, values)
+        run(command, files, values, overrides(argv))
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except Stopped as stopped:
@@ -128,8 +132,33 @@ def _line(error: Exception) -> str:
     return " ".join(dict.fromkeys([lines[0], lines[-1]]))
 
 
-def run(command: str, files: Sequence[str], values: flags.FlagValues) -> None:
-    """Runs a parsed command."""
+def overrides(argv: Sequence[str]) -> list[str]:
+    """The keys that `--config.key=value` and `--noconfig.key` give."""
+    return [given[1] for argument in argv if (given := re.match(r"--?(?:no)?config\.([^=]+)", argument))]
+
+
+def refuse_idle(overridden: Sequence[str], config: Config) -> None:
+    """Raises a ConfigError for an overridden option of a method that the config doesn't choose: it has no effect."""
+    flat = flatten(config)
+    idle = unchosen(flat)
+    for key in overridden:
+        if key in idle:
+            method = key.removeprefix(idle[key].removesuffix("method")).split(".")[0]
+            raise ConfigError(
+                f"--config.{key} has no effect with {idle[key]}={flat[idle[key]]}: leave it out, or add "
+                f"--config.{idle[key]}={method}"
+            )
+
+
+def run(command: str, files: Sequence[str], values: flags.FlagValues, overridden: Sequence[str]) -> None:
+    """Runs a parsed command.
+
+    Args:
+      command: one of COMMANDS.
+      files: that it is about.
+      values: of the flags.
+      overridden: keys of the config that the command line gives.
+    """
     from jaxstab import data
     from jaxstab.train.config import resolve
     from jaxstab.train.describe import show
@@ -148,6 +177,7 @@ def run(command: str, files: Sequence[str], values: flags.FlagValues) -> None:
     if values.config is None:
         raise ConfigError("get_config of the config file returns None, instead of a ConfigDict")
     config = resolve(values.config)
+    refuse_idle(overridden, config)
     if command == "describe":
         if config.model.vocabulary == 0:
             tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)

@@ -7,8 +7,8 @@ Every room declares its own options next to the code that uses them:
         width: int = option(768, "Model width d.", Range(1))
         mlp: str = option("gelu", "Activation of the MLP.", choices=("gelu", "swiglu"))
 
-Every number has a `Range`. `to_config_dict` makes the ConfigDict that the command line overrides, `from_config_dict` turns it back, once,
-and refuses what doesn't fit with a `ConfigError` of one line.
+Every number has a `Range`. `to_config_dict` makes the ConfigDict that the command line overrides, `from_config_dict`
+turns it back, once, and refuses what doesn't fit with a `ConfigError` of one line.
 """
 
 from __future__ import annotations

@@ -36,9 +36,7 @@ class ModelConfig(Options):
     embedding: MethodConfig = section(EmbeddingConfig)
     norm_placement: MethodConfig = section(PlacementConfig)
     qk_norm: bool = option(False, "Norms on queries and keys, per head, before the rotation (Wortsman et al. 2023).")
-    attention_softcap: float = option(
-        0.0, "c of c tanh(z/c) on attention logits z; 50 in Gemma 2; 0 is off.", Range(0)
-    )
+    attention_softcap: float = option(0.0, "c of c tanh(z/c) on attention logits z; 50 in Gemma 2; 0 is off.", Range(0))
     logits_softcap: float = option(0.0, "c of c tanh(z/c) on output logits z; 30 in Gemma 2; 0 is off.", Range(0))
     dtype: str = option("float32", "Compute dtype; parameters, norms, softmax and loss stay float32.", choices=DTYPES)
     remat: str = option(
@@ -48,8 +46,8 @@ class ModelConfig(Options):
     )
     attention: str = option(
         "auto",
-        "Kernel of attention; `cudnn` is NVIDIA's, which `auto` takes on a GPU in bfloat16 where it can do what the run "
-        "needs. A run's first line names it.",
+        "Kernel of attention; `cudnn` is NVIDIA's, which `auto` takes on a GPU in bfloat16 where it can do all that the "
+        "run needs. The run then says so in its first line.",
         choices=("auto", "xla", "cudnn"),
     )
 
@@ -59,12 +57,8 @@ class ModelConfig(Options):
             raise ConfigError(f"model.width={self.width} is not divisible by model.heads={self.heads}")
         if self.kv_heads and self.heads % self.kv_heads:
             raise ConfigError(f"model.heads={self.heads} is not divisible by model.kv_heads={self.kv_heads}")
-        if self.attention == "cudnn" and self.dtype != "bfloat16":
-            raise ConfigError(f"model.attention=cudnn needs model.dtype=bfloat16, not {self.dtype}; xla takes every dtype")
-        if self.attention == "cudnn" and self.attention_softcap:
-            raise ConfigError(
-                f"model.attention=cudnn can't cap logits, model.attention_softcap={self.attention_softcap}; auto and xla do"
-            )
+        if self.attention == "cudnn" and self.cudnn_obstacle:
+            raise ConfigError(f"model.attention=cudnn takes {self.cudnn_obstacle}; auto and xla take it")
         if self.positions == "rotary" and self.head_dim % 2:
             raise ConfigError(
                 f"rotary positions need an even head size, but model.width={self.width} over "
@@ -74,3 +68,14 @@ class ModelConfig(Options):
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def cudnn_obstacle(self) -> str:
+        """What keeps cuDNN's kernel from the attention of this model, or ""."""
+        if self.dtype != "bfloat16":
+            return f"bfloat16 alone, not model.dtype={self.dtype}"
+        if self.attention_softcap:
+            return f"no capped logits, as model.attention_softcap={self.attention_softcap} asks for"
+        if self.head_dim % 8 or self.head_dim > 256:
+            return f"heads of a multiple of 8 up to 256, not {self.head_dim}"
+        return ""

@@ -182,7 +182,9 @@ class Attention(nn.Module):
             _sow(self, "max_attention_logit", lambda: jnp.max(z_BHTS, axis=(0, 2, 3)))
             _sow(self, "attention_entropy", lambda: attention_entropy(z_BHTS))
         else:
-            out_BTHK = fused_attention(q_BTHK, k_BTGK, v_BTGK, segments_BT, config.attention)
+            out_BTHK = fused_attention(
+                q_BTHK, k_BTGK, v_BTGK, segments_BT, "cudnn" if config.attention == "cudnn" else "xla"
+            )
         return Linear(config, width, ("heads", "embed"), config.bias, name="o_proj")(
             out_BTHK.reshape(batch, length, -1)
         )

@@ -9,6 +9,7 @@ from jaxstab.optimize.chain import (
     Optimizer,
     OptimizerConfig,
     build,
+    last_rate,
     state_shardings,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "Optimizer",
     "OptimizerConfig",
     "build",
+    "last_rate",
     "state_shardings",
 ]

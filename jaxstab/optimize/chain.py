@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxstab.config import ConfigError, MethodConfig, Options, Range, build_method, method_section, option, section
 from jaxstab.optimize import clipping, qk_clip
@@ -57,9 +58,7 @@ class OptimizerConfig(Options):
     projection: MethodConfig = section(ProjectionConfig)
     learning_rate: float = option(1e-3, "Peak learning rate.", Range(0))
     warmup: int = option(100, "Updates of linear warmup.", Range(0))
-    weight_decay: float = option(
-        0.01, "Decoupled weight decay of the matrices; norms and biases have none.", Range(0)
-    )
+    weight_decay: float = option(0.01, "Decoupled weight decay of the matrices; norms and biases have none.", Range(0))
     independent_decay: bool = option(
         False,
         "Whether decay follows the schedule alone, not times the peak learning rate (Wortsman et al. 2023).",
@@ -96,9 +95,9 @@ class Hypers(NamedTuple):
     max_norm: ArrayLike | None = None
     position: ArrayLike | None = None
 
-    def on_schedule(self, updates: ArrayLike) -> ArrayLike:
+    def on_schedule(self, updates: Int[Array, ""]) -> Int[Array, ""]:
         """The position, where `updates` are those that the state has seen."""
-        return updates if self.position is None else self.position
+        return updates if self.position is None else jnp.asarray(self.position)
 
 
 class Optimizer(NamedTuple):
@@ -126,7 +125,8 @@ def build(config: OptimizerConfig, table: Table, steps: int, effective: Table | 
       steps: updates that the schedule is laid over.
       effective: rows of the effective weights, whose gradient is clipped with `clip_on=effective`; the same by default.
     """
-    check_schedule(config, steps)
+    if config.warmup > steps:
+        raise ConfigError(f"optimizer.warmup={config.warmup} is longer than the run, train.steps={steps}")
     schedule = with_warmup(build_method(config.schedule, SCHEDULES), config.warmup, steps)
     update = optax.chain(
         _scale(jax.tree.map(lambda row: 1 / row.eps, table)),
@@ -136,12 +136,6 @@ def build(config: OptimizerConfig, table: Table, steps: int, effective: Table | 
     clipped = effective if effective is not None and config.clip_on == "effective" else table
     project = functools.partial(build_method(config.projection, PROJECTIONS), table)
     return Optimizer(build_method(config.clip, CLIPS)(clipped), update, schedule, project)
-
-
-def check_schedule(config: OptimizerConfig, steps: int) -> None:
-    """Raises a ConfigError where the warmup is longer than a run of `steps` updates."""
-    if config.warmup > steps:
-        raise ConfigError(f"optimizer.warmup={config.warmup} is longer than the run, train.steps={steps}")
 
 
 def last_rate(config: OptimizerConfig) -> float:

@@ -39,6 +39,10 @@ def muon(
     Momentum is Nesterov's with optax's bias correction, which weighs the newest gradient more than PyTorch in the
     first steps and the same later on; the iteration runs in float32 (PyTorch's in bfloat16).
 
+    Where the initial scale has a learning rate of 1/m for a hidden matrix at m times the base width (mup, complete_p),
+    that is for Adam, the norm of whose update grows with m. With rms=0 that of Muon's doesn't grow, and with an RMS it
+    grows with √m (Yang, Simon and Bernstein 2023, arXiv:2310.17813): the rates become 1 and 1/√m.
+
     Formula: u = c · NS(β m̂ + (1-β) ĝ), NS(USVᵀ) ≈ UVᵀ, c = rms √max(in, out), or √max(1, out/in) with rms=0
     Paper: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); c of Liu et al. 2025 (arXiv:2502.16982)
     Parameters: none; one value of state for each hidden stored parameter, two for each other
@@ -54,7 +58,10 @@ def muon(
             beta=momentum,
             weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: MuonDimensionNumbers(-2, -1), tree),
         )
-        rules = {"muon": optax.chain(orthogonalize, _scale_by_shape(rms)), "adam": optax.scale_by_adam(b1, b2, eps)}
+        rules = {
+            "muon": optax.chain(orthogonalize, _scale_by_shape(table, rms)),
+            "adam": optax.scale_by_adam(b1, b2, eps),
+        }
         # By path, and not by the table's structure: optax also asks for the labels of a placeholder.
         return optax.partition(
             rules, lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: rule_of[path], tree)
@@ -63,13 +70,19 @@ def muon(
     return bind
 
 
-def _scale_by_shape(rms: float) -> optax.GradientTransformation:
-    """From a spectral norm of 1 to an RMS of `rms`, or to the norm that depends on the shape alone."""
+def _scale_by_shape(table: Table, rms: float) -> optax.GradientTransformation:
+    """From a spectral norm of 1 to an RMS of `rms`, or to the norm that depends on the shape alone; a row's learning
+    rate, which is Adam's, is taken back as far as the norm doesn't grow with the width."""
 
-    def factor(fan_in: int, fan_out: int) -> float:
-        return rms * math.sqrt(max(fan_in, fan_out)) if rms else math.sqrt(max(1, fan_out / fan_in))
+    def factor(row: Row) -> float:
+        if rms:
+            return rms * math.sqrt(max(row.fan_in, row.fan_out) / row.learning_rate)
+        return math.sqrt(max(1, row.fan_out / row.fan_in)) / row.learning_rate
+
+    def is_masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
 
     def scale(updates: Any, _: Any) -> Any:
-        return jax.tree.map(lambda u: factor(*u.shape[-2:]) * u, updates)
+        return jax.tree.map(lambda u, row: u if is_masked(u) else factor(row) * u, updates, table, is_leaf=is_masked)
 
     return optax.stateless(scale)

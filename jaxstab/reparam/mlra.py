@@ -15,7 +15,9 @@ from jaxstab.table import MATRICES, Row
 
 def mlra(
     roles: Annotated[tuple[str, ...], "Which matrices are factorised."] = ("q_proj", "k_proj", "v_proj"),
-    rank: Annotated[int, "Inner size r; 0 is d_in d_out / (d_in + d_out), which costs no parameters: d/2.", Range(0)] = 0,
+    rank: Annotated[
+        int, "Inner size r; 0 is d_in d_out / (d_in + d_out), which costs no parameters: d/2.", Range(0)
+    ] = 0,
     std: Annotated[
         float, "Standard deviation s of both factors; 0 is what gives the product the backbone's.", Range(0)
     ] = 0.0,

@@ -54,15 +54,20 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
       ConfigError: the sizes don't fit the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    given, sizes = tuple(getattr(config, axis) for axis in AXES), mesh_sizes(config, len(devices))
+    if -1 in given and math.prod(sizes) != len(devices):
+        raise ConfigError(f"mesh={given} doesn't divide the {len(devices)} devices here; make it divide them")
+    if math.prod(sizes) > len(devices):
+        raise ConfigError(f"mesh={given} needs {math.prod(sizes)} devices, and there are {len(devices)}")
+    used = devices[: math.prod(sizes)]
+    return jax.make_mesh(sizes, AXES, devices=used, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    """Devices along each of AXES, where -1 takes what is left of that many `devices`, and at least one."""
     sizes = [getattr(config, axis) for axis in AXES]
     known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and len(devices) % known:
-        raise ConfigError(f"mesh={tuple(sizes)} doesn't divide the {len(devices)} devices here; make it divide them")
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) > len(devices):
-        raise ConfigError(f"mesh={tuple(sizes)} needs {math.prod(sizes)} devices, and there are {len(devices)}")
-    used = devices[: math.prod(sizes)]
-    return jax.make_mesh(tuple(sizes), AXES, devices=used, axis_types=(AxisType.Auto,) * len(AXES))
+    return tuple(max(1, devices // known) if size == -1 else size for size in sizes)
 
 
 def shardings(table: Table, mesh: Mesh) -> Any:

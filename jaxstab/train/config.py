@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxstab.config import ConfigError, MethodConfig, flatten, from_config_dict, option, section, to_config_dict
+from jaxstab import optimize
+from jaxstab.config import (
+    ConfigError,
+    MethodConfig,
+    Options,
+    Range,
+    build_method,
+    from_config_dict,
+    option,
+    section,
+    to_config_dict,
+    unchosen,
+)
 from jaxstab.data import DataConfig
-from jaxstab.initialize import InitConfig
+from jaxstab.initialize import SCALES, InitConfig, Transfer
 from jaxstab.logging import LogConfig
 from jaxstab.model.config import ModelConfig
 from jaxstab.optimize import OptimizerConfig
@@ -70,6 +83,13 @@ class EvalConfig(Options):
     sample_prompt: str = option("", "What samples begin with; empty begins a document.")
     temperature: float = option(0.8, "Sampling temperature; 0 is greedy.", Range(0))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in self.texts:
+            name, _, files = text.partition("=")
+            if not name or not files:
+                raise ConfigError(f"eval.texts takes name=glob, not {text!r}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(Options):
@@ -88,11 +108,13 @@ class Config(Options):
     log: LogConfig = section(LogConfig)
 
     def __post_init__(self) -> None:
-        compose(self.reparam, METHODS)
-        if self.init.method == "complete_p" and "residual_scaling" in self.reparam.method:
+        super().__post_init__()
+        methods, initial = compose(self.reparam, METHODS), build_method(self.init, SCALES)
+        scales_branches = isinstance(initial, Transfer) and initial.scales_branches
+        if scales_branches and any(method.kind == "constant" for method in methods):
             raise ConfigError(
-                "init.method=complete_p and reparam.method=residual_scaling both put a constant on the residual "
-                "branches; leave one out"
+                f"init.method={self.init.method} and reparam.method={self.reparam.method} both put a constant on the "
+                "residual branches; leave one out"
             )
         if self.data.length > self.model.max_length:
             raise ConfigError(f"data.length={self.data.length} is longer than model.max_length={self.model.max_length}")
@@ -133,8 +155,34 @@ class Config(Options):
             )
 
 
-# What may differ when a run is continued: where it runs and what is looked at, not what is computed; and what is done
-# about the next spike, for a run that one has stopped.
+def check(config: Config) -> None:
+    """Raises a ConfigError where keys contradict each other, so that a run would not be what it is called.
+
+    A run that was made before a pair was refused is read and replayed all the same: only new configs are checked.
+    """
+    choice, options = config.optimizer.projection.method, config.optimizer
+    if config.model.attention == "cudnn" and choice == "qk_clip":
+        raise ConfigError(
+            f"model.attention=cudnn has no logits for optimizer.projection.method={choice} to read; auto and xla do"
+        )
+    if any(method.fixed_gates for method in compose(config.reparam, METHODS)):
+        fixed = f"reparam.method={config.reparam.method} keeps its gates fixed"
+        if options.decay_gates:
+            raise ConfigError(f"{fixed}, and optimizer.decay_gates=True would shrink them; leave one of them out")
+        if options.eps == 0:
+            raise ConfigError(
+                f"{fixed}, so that their gradient is zero, which optimizer.rule.{options.rule.method}.eps=0 divides by "
+                "zero; take an eps above 0"
+            )
+    if config.train.extend and optimize.last_rate(options) == 0:
+        raise ConfigError(
+            f"train.extend={config.train.extend} would train at a rate of 0, where optimizer.schedule.method="
+            f"{options.schedule.method} ends; a longer run needs another schedule or floor from its start"
+        )
+
+
+# What may differ when a run is continued: where and how it runs and what is looked at, not what is computed (but for
+# rounding); and what is done about the next spike, for a run that one has stopped.
 NOT_TRAINING = (
     "stability.",
     "mesh.",
@@ -142,15 +190,19 @@ NOT_TRAINING = (
     "checkpoint.",
     "log.",
     "train.extend",
+    "train.accumulation",
+    "train.loss_chunk",
     "model.remat",
+    "model.attention",
     "data.cache_dir",
     "data.workers",
 )
 
 
-def training_keys(config: Config) -> dict[str, Any]:
-    """The flat config without what doesn't change the training."""
-    return {key: value for key, value in flatten(config).items() if not key.startswith(NOT_TRAINING)}
+def training_keys(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat config without what doesn't change the training, options of methods that aren't chosen among it."""
+    idle = unchosen(flat)
+    return {key: value for key, value in flat.items() if key not in idle and not key.startswith(NOT_TRAINING)}
 
 
 def default_config() -> ConfigDict:
@@ -159,5 +211,7 @@ def default_config() -> ConfigDict:
 
 
 def resolve(values: ConfigDict) -> Config:
-    """Reads an overridden ConfigDict, once; raises ConfigError at what doesn't fit."""
-    return from_config_dict(Config, values)
+    """Reads an overridden ConfigDict, once; raises ConfigError at what doesn't fit or contradicts itself."""
+    config = from_config_dict(Config, values)
+    check(config)
+    return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 from jax.sharding import AbstractMesh
 
 from jaxstab import scale
@@ -31,7 +32,8 @@ def show(config: Config) -> None:
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     parameters = total(config)
-    print(f"\n{parameters:,} parameters ({parameters / 1e6:,.1f}M)")
+    print(f"\nmesh: {', '.join(f'{axis} {size}' for axis, size in _mesh(config).shape.items())}")
+    print(f"{parameters:,} parameters ({parameters / 1e6:,.1f}M)")
 
 
 def _source(row: Row, effective: Table) -> Row:
@@ -67,8 +69,13 @@ def _number(value: Std | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
+def _mesh(config: Config) -> AbstractMesh:
+    """The run's mesh, of which an axis of -1 takes what is left of the devices here."""
+    return AbstractMesh(scale.mesh_sizes(config.mesh, jax.device_count()), scale.AXES)
+
+
 def _sharding(row: Row, config: Config) -> str:
-    """Mesh axes along each axis of the array, as the mesh of the config would split it on any number of devices."""
-    sizes = tuple(max(1, getattr(config.mesh, axis)) for axis in scale.AXES)
-    spec = scale.spec(row, AbstractMesh(sizes, scale.AXES))
-    return " ".join(str(name) if name and getattr(config.mesh, str(name)) != 1 else "." for name in spec) or "."
+    """Mesh axes along each axis of the array."""
+    mesh = _mesh(config)
+    spec = scale.spec(row, mesh)
+    return " ".join(str(name) if name and mesh.shape[name] > 1 else "." for name in spec) or "."

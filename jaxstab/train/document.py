@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxstab.config import declared
+from jaxstab.config import Declared, declared
 from jaxstab.initialize import SCALES
 from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.placements import PLACEMENTS
@@ -28,9 +28,14 @@ overridden on the command line, and arguments of the file itself follow its name
     python main.py --config=configs/wesar.py:size=130m,method=small --config.train.steps=2000 --workdir=runs/small
 
 Tuples are written with commas, `--config.data.files=a/*.txt,b/*.txt`, bools as `--config.model.bias` and
-`--noconfig.model.bias`. A section with the key `method` chooses one function of a registry, whose options are the
-section of that function's name. The resolved config is saved in the workdir, and a run is continued only by a config
-that agrees with it in every key but these, which don't change what is trained: {free}.
+`--noconfig.model.bias`. A range holds for each entry of a tuple. A section with the key `method` chooses one function
+of a registry, whose options are the section of that function's name. The command line takes those of the chosen
+function only; a config file may set others too, which then have no effect.
+
+The resolved config is saved in the workdir, and a run is continued only by a config that agrees with it. Options of
+functions that aren't chosen don't count, and neither do these keys, which don't change what is trained (but for
+rounding): {free}.
+A key that a run's config lacks, because the run is older than the key, has its default.
 """
 
 METHODS_PAGE = """# Methods
@@ -88,14 +93,14 @@ def configuration_page() -> str:
 def _section(name: str, cls: Any) -> str:
     doc = inspect.getdoc(cls) or ""
     intro = [" ".join(doc.split())] if doc and not doc.startswith(cls.__name__) else []
-    head = ["| key | type | default | what it is |", "|---|---|---|---|"]
+    head = ["| key | type | default | range | what it is |", "|---|---|---|---|---|"]
     return "\n".join([f"## {name}", "", *intro, *[""] * bool(intro), *head, *map(_row, declared(cls, f"{name}.")), ""])
 
 
-def _row(key: tuple[str, str, Any, str, tuple[Any, ...] | None]) -> str:
-    name, kind, default, doc, choices = key
-    allowed = f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
-    return f"| `{name}` | {kind} | `{default!r}` | {doc}{allowed} |".replace("<|", "&lt;\\|").replace("|>", "\\|&gt;")
+def _row(key: Declared) -> str:
+    doc = key.doc + (f" One of {', '.join(f'`{choice}`' for choice in key.choices)}." if key.choices else "")
+    cells = f"`{key.key}`", key.type, f"`{key.default!r}`", str(key.range or ""), doc
+    return f"| {' | '.join(cells)} |".replace("<|", "&lt;\\|").replace("|>", "\\|&gt;")
 
 
 PAGES = {"configuration.md": configuration_page, "methods.md": methods_page}

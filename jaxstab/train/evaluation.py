@@ -117,8 +117,6 @@ def prepare_texts(config: Config) -> dict[str, data.PackedSplit]:
     texts = {}
     for text in config.eval.texts:
         name, _, files = text.partition("=")
-        if not name or not files:
-            raise ConfigError(f"eval.texts takes name=glob, not {text!r}")
         source = dataclasses.replace(config.data, source="text", files=(files,), validation_fraction=1.0, max_tokens=0)
         texts[name] = data.prepare(source).validation
     return texts

@@ -42,15 +42,16 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> None
 
 
 def _train(config: Config, workdir: Path, console: Console) -> None:
+    tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)
+    config = config.with_vocabulary(tokenizer.vocabulary)
+    program = build(config, tokenizer.end)  # what doesn't fit together is told before anything is tokenised
+    check_prompt(config, tokenizer)
     corpus, texts = data.prepare(config.data), prepare_texts(config)
-    config = config.with_vocabulary(corpus.tokenizer.vocabulary)
-    program = build(config, corpus.tokenizer.end)
     data.Batches(corpus.train, config.data.seed).records(0, config.train.batch_size)  # there have to be enough
-    check_prompt(config, corpus.tokenizer)
     identity = {"tokenizer_digest": corpus.tokenizer.digest, "data_digest": corpus.digest}
-    workdirs.claim(workdir, config, identity)
-    evaluation = Evaluation(program, corpus, texts)
     warn, pinned = functools.partial(_say, console), functools.partial(incidents.pinned, workdir)
+    workdirs.claim(workdir, config, identity, warn)
+    evaluation = Evaluation(program, corpus, texts)
     with Checkpoints(workdir / "checkpoints", config.checkpoint, warn, pinned) as checkpoints:
         while _attempt(program, corpus, evaluation, identity, checkpoints, workdir, console):
             pass

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from jaxstab import data
+from jaxstab.optimize import last_rate
 from jaxstab.table import count
 from jaxstab.train.program import Program
 from jaxstab.train.step_io import StepInputs
@@ -23,12 +23,13 @@ def plan(program: Program, corpus: data.Prepared, inputs: StepInputs, workdir: P
     tokens = config.train.batch_size * config.data.length
     first, *changes = inputs.lengths
     later = "".join(f", {change.length} after {change.first_update}" for change in changes)
+    kernel = " with cuDNN's attention" if program.setup.model.config.attention == "cudnn" else ""
     cut = f" (records cut to {first.length}{later} steps)" if changes else ""
     return (
         f"{'Continuing' if start else 'Training'} in {workdir}: {count(program.setup.reparam.table):,} parameters "
         f"({model.layers} blocks of width {model.width}, {config.reparam.method} over {config.init.method}), steps "
         f"{start} to {total} of {tokens:,} tokens{cut} ({total * tokens / max(1, corpus.train.tokens):.2g} epochs of "
-        f"{corpus.train.tokens:,} tokens), on {devices} {jax.devices()[0].platform} device{'s' * (devices > 1)}. "
+        f"{corpus.train.tokens:,} tokens), on {devices} {jax.devices()[0].platform} device{'s' * (devices > 1)}{kernel}. "
         "Compiling ..."
     )
 
@@ -38,7 +39,7 @@ def how_to_go_on(program: Program, workdir: Path, steps: int) -> str:
     beside_python = os.path.relpath(Path(sys.executable).with_name("tensorboard"))
     tensorboard = "tensorboard" if shutil.which("tensorboard") else beside_python
     lines = [f"Curves:      {tensorboard} --logdir {workdir}"]
-    if program.setup.optimizer.schedule(jnp.int32(steps)) > 0:
+    if last_rate(program.setup.config.optimizer):
         extend = f"--config.train.extend={max(1, steps // 2)}"
         lines.append(f"Train on:    the same command with {extend}, at the schedule's last rate")
     return "\n".join([*lines, "Start anew:  the same command with another --workdir"])

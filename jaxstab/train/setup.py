@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from jaxstab import initialize, optimize, scale
 from jaxstab.config import ConfigError, build_method
+from jaxstab.model.config import ModelConfig
 from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.transformer import Transformer, read_table
 from jaxstab.optimize import Optimizer
@@ -67,11 +69,10 @@ def set_up(config: Config, end: int | None = None, mesh: Mesh | None = None) -> 
     """
     mesh = scale.make_mesh(config.mesh) if mesh is None else mesh
     config.check_devices(mesh.shape["replica"] * mesh.shape["fsdp"])
-    platform = mesh.devices.flat[0].platform
-    if config.model.attention == "cudnn" and platform != "gpu":
-        raise ConfigError(f"model.attention=cudnn needs an NVIDIA GPU, not a {platform}; xla runs everywhere")
     clips_logits = config.optimizer.projection.method == "qk_clip"
-    model = Transformer(config.model, see=("max_attention_logit",) if clips_logits else ())
+    kernel = attention_kernel(config.model, mesh, clips_logits)
+    model_config = dataclasses.replace(config.model, attention=kernel)
+    model = Transformer(model_config, see=("max_attention_logit",) if clips_logits else ())
     table, methods, reparam = reparameterized(config)
     if clips_logits and (config.model.qk_norm or not all(method.linear for method in methods)):
         raise ConfigError(
@@ -80,6 +81,27 @@ def set_up(config: Config, end: int | None = None, mesh: Mesh | None = None) -> 
         )
     optimizer = optimize.build(config.optimizer, reparam.table, config.train.steps, table)
     return Setup(config, mesh, model, table, methods, reparam, optimizer, end)
+
+
+def attention_kernel(config: ModelConfig, mesh: Mesh, needs_logits: bool) -> str:
+    """What `model.attention` comes to on a mesh: `auto` takes cuDNN's kernel where that does all that the run needs.
+
+    It stays with XLA's where logits are read or capped, where the sequence is split over devices, and where attention
+    stops at documents, whose mask cuDNN takes as an array [B, 1, T, T] and of an even length only.
+
+    Raises:
+      ConfigError: `cudnn` on something else than a GPU.
+    """
+    device = mesh.devices.flat[0]
+    if config.attention == "cudnn" and device.platform != "gpu":
+        raise ConfigError(f"model.attention=cudnn needs an NVIDIA GPU, not a {device.platform}; auto runs everywhere")
+    if config.attention != "auto":
+        return config.attention
+    nvidia = re.fullmatch(r"(\d+)\.(\d+)", getattr(device, "compute_capability", ""))  # "gfx90a" and such on others
+    largest_head = {8: 128}.get(int(nvidia[1]), 256 if int(nvidia[1]) > 8 else 0) if nvidia else 0
+    fits = config.head_dim <= largest_head and not config.cudnn_obstacle
+    needs_xla = needs_logits or config.mask_documents or mesh.shape["sequence"] > 1
+    return "cudnn" if fits and not needs_xla else "xla"
 
 
 def reparameterized(config: Config) -> tuple[Table[Effective], tuple[Method, ...], Reparameterization]:

@@ -66,7 +66,7 @@ def train_step(
         "train/grad_norm_effective": norm_effective,
         "train/update_norm": update_norm,
         "train/clipped": was_clipped,
-        "train/learning_rate": hypers.learning_rate * optimizer.schedule(state.step),
+        "train/learning_rate": hypers.learning_rate * optimizer.schedule(hypers.on_schedule(state.step)),
         "train/finite": verdict.finite,
         "train/spike": verdict.spike,
         "train/skipped": ~verdict.taken,

@@ -66,7 +66,8 @@ class StepInputs:
 
     def hypers(self, step: int) -> Hypers:
         """The traced hyper-parameters of a step, on the devices."""
-        return self._hypers(*self._journal.rates_after_rollback(step))
+        position = jax.device_put(np.int32(step - 1), scale.replicated(self._program.setup.mesh))
+        return self._hypers(*self._journal.rates_after_rollback(step))._replace(position=position)
 
 
 def hypers(program: Program, factor: float = 1.0, max_norm: float = 0.0) -> Hypers:

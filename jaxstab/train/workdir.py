@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +42,42 @@ def alone(workdir: Path) -> Iterator[None]:
         lock.release()
 
 
-def claim(workdir: Path, config: Config, identity: dict[str, str]) -> None:
+def claim(
+    workdir: Path, config: Config, identity: dict[str, str], warn: Callable[[str], None] = logging.warning
+) -> None:
     """Saves the resolved config in a new workdir, or checks it against the one that is there.
+
+    A run may have been begun by another version of this package: keys that its config lacks have their defaults, and
+    keys that are no more are told and left out.
 
     Args:
       workdir: exists.
       config: resolved.
       identity: digests of what the config names but doesn't hold: the tokenizer and the packed data.
+      warn: takes the line that names keys that are no more.
 
     Raises:
       UserError: the workdir can't be written.
       ConfigError: it belongs to another run; the message lists the keys that differ.
     """
     path = workdir / CONFIG
-    mine = _json({**training_keys(config), **identity})
+    mine = _json(training_keys(flatten(config)) | identity)
     try:
         if not path.exists():
             _replace(path, {"config": flatten(config), "identity": identity})
             return
         saved = json.loads(path.read_text())
-        known = {**saved["config"], **saved["identity"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        there = training_keys({**_json(flatten(Config())), **saved["config"]}) | saved["identity"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} can't be used ({type(error).__name__}: {error}); take another workdir") from error
+    known = flatten(config) | identity
+    gone = [f"{key}={value!r}" for key, value in there.items() if key not in known]
+    if gone:
+        warn(f"{path} has keys that this version doesn't know and leaves out: {', '.join(gone)}")
     differing = [
-        f"{key} (there {known.get(key)!r}, here {value!r})" for key, value in mine.items() if known.get(key) != value
+        f"{key} (there {there[key]!r}, here {value!r})"
+        for key, value in mine.items()
+        if there.get(key, value) != value  # keys of one side alone are those of a method that the other hasn't chosen
     ]
     if differing:
         raise ConfigError(
