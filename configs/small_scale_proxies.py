@@ -55,5 +55,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.name = "c4"
     config.data.tokenizer = "tokenizers/tokenizer.model"
     config.data.length = LENGTH
+    # The records that the run reads, and 1% more: with more steps, raise it too.
+    config.data.max_tokens = round(1.01 * config.train.steps * config.train.batch_size * (LENGTH + 1))
     config.data.validation_fraction = 0.001
     return config

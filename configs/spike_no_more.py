@@ -16,6 +16,10 @@ At 1.7B vanilla explodes near step 13,000. From the paper (by a translation): C4
 fp16 (bf16 here), clipping at 1.0 and about 38B, 38B and 105B tokens. Remembered, not checked: the shapes, 50,000
 updates. This project's choice: learned positions, biases, GELU by tanh and tied embeddings, as in Megatron's GPT, which
 the paper builds on; weight decay 0.01; cosine to a tenth after 2,000 steps of warmup.
+
+What decays: every matrix, the embedding (which is lm_head, too) and the learned positions among them, and no bias or
+norm. The paper published no code; this is the rule of Megatron-LM, which it changed by a few lines. Megatron-LM has
+since come to leave the embedding out, citing the paper: its decay makes the shortcut small again.
 """
 
 from ml_collections import ConfigDict
@@ -68,5 +72,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.name = "c4"
     config.data.tokenizer = "tokenizers/encoder.json"
     config.data.length = LENGTH
+    # The records that the run reads, and 1% more: with more steps, raise it too.
+    config.data.max_tokens = round(1.01 * config.train.steps * config.train.batch_size * (LENGTH + 1))
     config.data.validation_fraction = 0.001
     return config

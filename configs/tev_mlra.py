@@ -52,7 +52,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.source = "huggingface"
     config.data.name = "fineweb"
     config.data.subset = "sample-10BT"
-    config.data.max_tokens = 2 * TOKENS
     config.data.tokenizer = "tokenizers/encoder.json"
     config.data.length = LENGTH
+    # The records that the run reads, and 1% more: with more steps, raise it too.
+    config.data.max_tokens = round(1.01 * config.train.steps * config.train.batch_size * (LENGTH + 1))
     return config

@@ -15,6 +15,7 @@ The paper trains 30B tokens of RefinedWeb with a vocabulary of 32,000 and report
           (.86), sigma_reparam_pre 25.26 (1.65) / 30.74 (.74), sigma_reparam_post 23.64 (1.03) / 30.56 (.89),
           residual_scaling_he 23.15 (.37) / 31.03 (.20), residual_scaling_small 23.56 (1.03) / 30.78 (.35),
           wesar 17.74 (.05) / 27.52 (.28); here: --config.train.steps=9536
+          --config.data.max_tokens=10100000000
 
 To train on text of your own instead of RefinedWeb, which needs `pip install -e .[hf]` and a network:
 
@@ -81,5 +82,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.name = "refinedweb"
     config.data.tokenizer = "tokenizers/tokenizer.model"
     config.data.length = LENGTH
+    # The records that the run reads, and 1% more: with more steps, raise it too.
+    config.data.max_tokens = round(1.01 * config.train.steps * config.train.batch_size * (LENGTH + 1))
     config.data.validation_fraction = 0.001
     return config

@@ -46,5 +46,7 @@ def test_every_combination_is_described(name, argument):
     before = len(jax.live_arrays())
     rows = describe.describe(config)
     assert len(jax.live_arrays()) == before
+    read = config.train.steps * config.train.batch_size * (config.data.length + 1)
+    assert read <= config.data.max_tokens <= 1.02 * read, "no more is tokenised than the run reads, but for a margin"
     assert len(rows) > 10 and describe.total(config) > 10**6
     assert all("None" not in cell for row in rows for cell in row)

@@ -12,8 +12,8 @@ import jax
 import pytest
 
 from jaxstab.config import ConfigError, to_config_dict
-from jaxstab.table import count
-from jaxstab.train.config import resolve
+from jaxstab.table import count, rows
+from jaxstab.train.config import default_config, resolve
 from jaxstab.train.describe import COLUMNS, describe, show, total
 from jaxstab.train.program import build
 from jaxstab.train.setup import effective_table
@@ -144,6 +144,29 @@ def test_every_model_of_the_paper_builds_with_its_settings(size, method, setting
     assert config.reparam.wesar.sigma == pytest.approx(SIGMA)
     assert config.reparam.wesar.trainable_gates == (method != "wesar_fixed")
     assert resolve(to_config_dict(config)) == config
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": -1}, {"tensor": -1}, {"fsdp": 2, "tensor": -1}, {"fsdp": 3}, {"tensor": 8}])
+def test_the_splits_are_those_of_the_run(mesh, capsys):
+    """Of the state that is built on the mesh, an axis that it doesn't divide included."""
+    values = default_config()
+    values.model.update(width=24, layers=2, heads=4, mlp_width=36, vocabulary=257, max_length=8)
+    values.data.length, values.train.batch_size = 8, 24
+    values.mesh.update(mesh)
+    values.reparam.method = "wesar"
+    config = resolve(values)
+    state = build(config).abstract_state
+    for row, leaf in zip(rows(build(config).setup.stored_table), jax.tree.leaves(state.raw), strict=True):
+        split = leaf.sharding.shard_shape(leaf.shape)
+        shown = cells(config)[row.path]["sharding"].split()
+        if row.shape:
+            assert [part < whole for part, whole in zip(split, row.shape, strict=True)] == [
+                name != "." for name in shown
+            ]
+    show(config)
+    sizes = jax.tree.leaves(state.raw)[0].sharding.mesh.shape
+    line = f"mesh: replica 1, fsdp {sizes['fsdp']}, tensor {sizes['tensor']}, sequence 1"
+    assert line in capsys.readouterr().out
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones():

@@ -93,14 +93,35 @@ BAD_VALUES = [
     ("--config.train.steps=1.5", "--config.train.steps=1.5", "int()"),
     ("--config.train.steps=0", "train.steps=0", "at least 1"),
     ("--config.optimizer.learning_rate=fast", "--config.optimizer.learning_rate=fast", "float"),
-    ("--config.optimizer.learning_rate=-1", "optimizer.learning_rate=-1.0", "must not be negative"),
+    ("--config.optimizer.learning_rate=-1", "optimizer.learning_rate=-1.0", "must be at least 0"),
     ("--config.optimizer.learning_rate=nan", "optimizer.learning_rate takes a finite number, not nan"),
-    ("--config.optimizer.clip.global_norm.max_norm=-1", "max_norm=-1.0 must be positive"),
-    ("--config.optimizer.rule.adamw.b1=1.5", "b1=1.5", "[0, 1)"),
-    ("--config.reparam.method=wesar --config.reparam.wesar.sigma=0", "reparam.wesar.sigma=0.0 must be positive"),
-    ("--config.model.norm_eps=-1", "model.norm_eps=-1.0 must not be negative"),
+    ("--config.optimizer.clip.global_norm.max_norm=-1", "max_norm=-1.0 must be above 0"),
+    ("--config.optimizer.rule.adamw.b1=1.5", "optimizer.rule.adamw.b1=1.5", "at least 0 and below 1"),
+    ("--config.reparam.method=wesar --config.reparam.wesar.sigma=0", "reparam.wesar.sigma=0.0 must be above 0"),
+    ("--config.model.norm_eps=-1", "model.norm_eps=-1.0 must be at least 0"),
     ("--config.model.kv_heads=-2", "model.kv_heads=-2 must be at least 0"),
-    ("--config.model.attention=cudnn", "model.attention=cudnn needs an NVIDIA GPU", "xla runs everywhere"),
+    ("--config.model.attention=cudnn", "model.attention=cudnn takes bfloat16 alone", "auto and xla take it"),
+    (
+        "--config.model.attention=cudnn --config.model.dtype=bfloat16",
+        "model.attention=cudnn needs an NVIDIA GPU, not a cpu",
+        "auto runs everywhere",
+    ),
+    (
+        "--config.reparam.method=identity --config.reparam.wesar.sigma=1",
+        "--config.reparam.wesar.sigma has no effect with reparam.method=identity",
+        "add --config.reparam.method=wesar",
+    ),
+    (
+        "--config.optimizer.rule.muon.momentum=0.9",
+        "--config.optimizer.rule.muon.momentum has no effect with optimizer.rule.method=adamw",
+        "add --config.optimizer.rule.method=muon",
+    ),
+    ("--noconfig.reparam.mlra.control", "--config.reparam.mlra.control has no effect with reparam.method=wesar"),
+    ("describe --config.init.mup.std=0.1", "--config.init.mup.std has no effect with init.method=he"),
+    (
+        "--config.optimizer.schedule.method=linear --config.train.extend=5",
+        "train.extend=5 would train at a rate of 0",
+    ),
     ("--config.model.bias=maybe", "--config.model.bias=maybe", "boolean"),
     ("--config.reparam.method=weser", "reparam.method='weser'", "one of: identity, wesar"),
     ("--config.model.mlp=gleu", "model.mlp='gleu'", "one of: gelu, gelu_tanh, relu, swiglu"),
@@ -173,6 +194,32 @@ def test_a_mistake_gets_one_line_and_the_workdir_is_not_taken(arguments, told, p
     for fragment in told:
         assert fragment.replace("{}", str(place)) in line
     assert not (place / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--config.mesh.fsdp=99",
+        "--config.mesh.fsdp=8",
+        "--config.optimizer.warmup=99",
+        "--config.model.vocabulary=100",
+        "--config.eval.sample_length=9 --config.eval.sample_prompt='Once upon a time'",
+        "--config.reparam.method=mlra --config.reparam.mlra.rank=99",
+        "--config.model.qk_norm --config.optimizer.projection.method=qk_clip",
+        "--config.model.tie_embeddings --config.reparam.method=mlra --config.reparam.mlra.roles=embed_tokens",
+    ],
+)
+def test_what_does_not_fit_together_is_told_before_tokenising(arguments, place, tmp_path, capsys):
+    refused(command(place, *shlex.split(arguments), f"--config.data.cache_dir={tmp_path}/cache"), capsys)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_options_of_other_methods_are_welcome_in_a_config_file(place, tmp_path, capsys):
+    file = tmp_path / "prepared.py"
+    lines = "config.reparam.wesar.sigma = 1.0", "config.data.source, config.model.width = 'stdlib', 24"
+    file.write_text(GET_CONFIG.format("\n    ".join(lines)))
+    assert main.main(["main.py", "describe", f"--config={file}"]) == 0
+    assert "layers/mlp/up_proj/kernel" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["--config", "--workdir"])

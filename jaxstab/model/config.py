@@ -46,7 +46,7 @@ class ModelConfig(Options):
     )
     attention: str = option(
         "auto",
-        "Kernel of attention; `cudnn` is NVIDIA's, which `auto` takes on a GPU in bfloat16 where it can do all that the "
+        "Kernel of attention; `cudnn` is NVIDIA's, which `auto` takes on a GPU in bfloat16 where it does all that the "
         "run needs. The run then says so in its first line.",
         choices=("auto", "xla", "cudnn"),
     )

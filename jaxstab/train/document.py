@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ function only; a config file may set others too, which then have no effect.
 
 The resolved config is saved in the workdir, and a run is continued only by a config that agrees with it. Options of
 functions that aren't chosen don't count, and neither do these keys, which don't change what is trained (but for
-rounding): {free}.
+rounding):
+
+{free}.
+
 A key that a run's config lacks, because the run is older than the key, has its default.
 """
 
@@ -85,7 +89,8 @@ def _registry(key: str, title: str, registry: Mapping[str, Callable[..., Any]]) 
 
 def configuration_page() -> str:
     """docs/configuration.md, in Markdown."""
-    free = ", ".join(f"`{prefix}*`" if prefix.endswith(".") else f"`{prefix}`" for prefix in NOT_TRAINING)
+    keys = ", ".join(f"`{prefix}*`" if prefix.endswith(".") else f"`{prefix}`" for prefix in NOT_TRAINING)
+    free = textwrap.fill(keys, 100, break_on_hyphens=False)
     sections = [_section(field.name, field.default_factory) for field in dataclasses.fields(Config)]
     return "\n".join([CONFIGURATION.format(free=free), *sections])
 

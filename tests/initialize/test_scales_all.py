@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.linen import initializers
 
-from jaxstab.config import UserError
+from jaxstab.config import UserError, from_config_dict
 from jaxstab.initialize import SCALES, draw, scaled
 from jaxstab.model.config import ModelConfig
 from jaxstab.model.transformer import Transformer, read_table
@@ -215,6 +215,24 @@ def test_under_complete_p_the_first_update_changes_hidden_states_alike_at_every_
     depths = (2, 8, 32)
     assert growth([first_change(SCALES["complete_p"](base_width=32), 32, depth) for depth in depths]) < 1.3
     assert growth([first_change(SCALES["mup"](base_width=32), 32, depth) for depth in depths]) > 2
+
+
+@pytest.mark.parametrize("rms", [0.0, 0.2])
+def test_under_mup_muon_s_updates_have_the_same_spectral_norm_at_every_width(rms):
+    """The condition of Yang, Simon and Bernstein 2023 (arXiv:2310.17813), which mup's rates for Adam would break."""
+    values = {"rule": {"method": "muon", "muon": {"rms": rms}}, "schedule": {"method": "constant"}, "warmup": 0}
+    hypers = Hypers(jnp.float32(1), jnp.float32(0))
+
+    def spectral_norms(width):
+        shapes = {"q_proj": (width, width), "up_proj": (width, 4 * width), "down_proj": (4 * width, width)}
+        row = SCALES["mup"](base_width=32).row
+        table = {role: row(Row(role, role, shape, (None, None), False), width) for role, shape in shapes.items()}
+        update = build(from_config_dict(OptimizerConfig, values), table, 1).update
+        gradient = jax.tree.map(lambda row: np.random.default_rng(0).normal(size=row.shape).astype("f4"), table)
+        updates, _ = jax.jit(update.update)(gradient, update.init(gradient), gradient, hypers=hypers)
+        return np.array([np.linalg.norm(updates[role], 2) for role in shapes])
+
+    np.testing.assert_allclose(spectral_norms(128) / spectral_norms(32), 1, atol=0.1)
 
 
 def test_a_gate_keeps_what_its_row_says():

@@ -245,7 +245,7 @@ def test_a_console_that_breaks_stops_nothing(tmp_path):
 
 
 def test_bad_configurations_and_workdirs_get_one_line(tmp_path):
-    with pytest.raises(ConfigError, match=r"log.tensorboard_every=-1 is too small"):
+    with pytest.raises(ConfigError, match=r"tensorboard_every=-1 must be at least 0"):
         LogConfig(tensorboard_every=-1)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"):

@@ -142,6 +142,22 @@ def test_decay_alone_shrinks_by_the_rate_or_by_the_schedule():
         np.testing.assert_array_equal(last["layers"]["norm"], START["layers"]["norm"])
 
 
+@pytest.mark.parametrize("independent", [False, True], ids=["decoupled", "independent"])
+def test_the_rate_is_that_of_the_position_where_one_is_given(independent):
+    """A step stands on the schedule where its number is, whatever number of updates was taken before it."""
+    config = config_of(learning_rate=0.03, weight_decay=0.2, independent_decay=independent)
+    update, hypers = build(config, TABLE, STEPS).update, Hypers(0.03, 0.2)
+    state = update.init(START)
+    for gradient in GRADIENTS[:2]:
+        _, state = update.update(gradient, state, START, hypers=hypers)
+    own, next_state = update.update(GRADIENTS[2], state, START, hypers=hypers)
+    for position in (0, 2, 4):
+        given, same = update.update(GRADIENTS[2], state, START, hypers=hypers._replace(position=np.int32(position)))
+        factor = schedule_of(position) / schedule_of(2)
+        jax.tree.map(lambda u, v, factor=factor: np.testing.assert_allclose(u, factor * v, rtol=1e-5), given, own)
+        jax.tree.map(np.testing.assert_array_equal, same, next_state)
+
+
 def test_a_grid_of_rates_and_decays_is_one_program():
     """Traced hyper-parameters under vmap: traced once, and each run is the one with constants."""
     config = config_of()

@@ -164,6 +164,13 @@ def test_sizes_that_do_not_fit_the_devices_are_refused(config, message):
         scale.make_mesh(config)
 
 
+def test_an_axis_of_minus_one_takes_what_is_left_and_at_least_one():
+    assert scale.mesh_sizes(MeshConfig(fsdp=-1), 8) == (1, 8, 1, 1)
+    assert scale.mesh_sizes(MeshConfig(fsdp=-1, tensor=4), 8) == (1, 2, 4, 1)
+    assert scale.mesh_sizes(MeshConfig(fsdp=-1, tensor=4), 1) == (1, 1, 4, 1)
+    assert scale.mesh_sizes(MeshConfig(replica=2, fsdp=3), 1) == (2, 3, 1, 1)
+
+
 def test_a_batch_that_does_not_spread_over_the_devices_is_refused():
     with pytest.raises(ConfigError, match=r"train\.batch_size=8 in 2 micro-batches .* over 8 data-parallel devices"):
         program_of(MeshConfig(fsdp=8), accumulation=2)

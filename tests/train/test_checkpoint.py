@@ -340,8 +340,8 @@ def test_the_reason_of_a_failed_save_is_told_to_its_end(tmp_path):
 
 
 def test_bad_configurations_and_directories_get_one_line(tmp_path):
-    for key, value in (("every", -1), ("keep_last", 0), ("keep_every", -1)):
-        with pytest.raises(ConfigError, match=f"checkpoint.{key}={value} is too small"):
+    for key, value, least in (("every", -1, 0), ("keep_last", 0, 1), ("keep_every", -1, 0)):
+        with pytest.raises(ConfigError, match=f"{key}={value} must be at least {least}"):
             CheckpointConfig(**{key: value})
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="checkpoints cannot be kept in"):

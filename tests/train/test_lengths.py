@@ -50,9 +50,9 @@ def test_without_warmup_every_update_has_the_full_length():
     [
         (10, (), "take effect together"),
         (0, (4,), "take effect together"),
-        (10, (8, 4), "must be positive, the lengths ascending"),
-        (10, (4, 4), "must be positive, the lengths ascending"),
-        (10, (0, 4), "must be positive, the lengths ascending"),
+        (10, (8, 4), r"train.warmup_lengths=\(8, 4\) must be ascending, each of them once"),
+        (10, (4, 4), r"train.warmup_lengths=\(4, 4\) must be ascending, each of them once"),
+        (10, (0, 4), r"train.warmup_lengths=\(0, 4\) must each be at least 1"),
         (10, (4, 256), "must be shorter than data.length=256"),
     ],
 )

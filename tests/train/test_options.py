@@ -208,6 +208,11 @@ CONTEXT = {
 VALUES = {
     "optimizer.rule.adamw.b1": [0.5],
     "optimizer.rule.adamw.b2": [0.5],
+    "optimizer.rule.muon.momentum": [0.5],
+    "optimizer.rule.muon.b1": [0.5],
+    "optimizer.rule.muon.b2": [0.5],
+    "optimizer.clip.adagc.decay": [0.5],
+    "optimizer.clip.zclip.decay": [0.5],
     "optimizer.rule.stable_adamw.b1": [0.5],
     "optimizer.rule.stable_adamw.b2": [0.5],
     "model.heads": [4],
@@ -237,7 +242,7 @@ SECTIONS = ("model.", "init.", "reparam.", "optimizer.", "train.")
 
 def alternatives():
     """(key, context, value) for every value worth trying of every key that the training depends on."""
-    for key, kind, default, _, choices in declared(Config):
+    for key, kind, default, _, choices, _ in declared(Config):
         if not key.startswith(SECTIONS) or key.startswith(NOT_TRAINING) or key in EQUIVALENT:
             continue
         context = dict(CONTEXT.get(key, {}))
