@@ -217,7 +217,7 @@ OUT_OF_RANGE = [
     ("eval.temperature", -1.0),
     ("train.extend", -5),
     ("train.seed", 2**31),
-    ("data.seed", 2**32),
+    ("data.seed", -1),
     ("train.z_loss", -1e-4),
     ("model.rope_theta", 0.0),
     ("model.norm_placement.deepnorm.exponent", -1.0),

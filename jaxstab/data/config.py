@@ -40,7 +40,7 @@ class DataConfig(Options):
         0, "Stop after the work unit in which training reaches this many tokens; 0: never.", Range(0)
     )
     seed: int = option(
-        0, "Seed of the order of training records; has nothing to do with the initialization's.", Range(0, 2**32 - 1)
+        0, "Seed of the order of training records; has nothing to do with the initialization's.", Range(0)
     )
     bad_lines: int = option(
         0, "How many lines or rows without usable text are skipped before it is an error.", Range(0)
