@@ -15,7 +15,7 @@ class Transfer(NamedTuple):
 
     Attributes:
       row: (row, model width) -> row, for every parameter, vectors too.
-      scales_branches: whether it puts a constant on the residual branches.
+      scales_branches: whether it multiplies the residual branches by a constant.
     """
 
     row: Callable[[Row, int], Row]
