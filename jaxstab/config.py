@@ -236,13 +236,14 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def unchosen(flat: Mapping[str, Any]) -> dict[str, str]:
     """Options of methods that aren't chosen, in what `flatten` gives: {key: the key that chooses the method}."""
-    chosen = {key.removesuffix("method"): value.split("+") for key, value in flat.items() if key.endswith(".method")}
-    options = ((key, prefix, key.removeprefix(prefix)) for key in flat for prefix in chosen if key.startswith(prefix))
-    return {
-        key: f"{prefix}method"
-        for key, prefix, option in options
-        if "." in option and option.split(".")[0] not in chosen[prefix]
-    }
+    idle = {}
+    for choice in (key for key in flat if key.endswith(".method")):
+        section = choice.removesuffix("method")
+        for key in (key for key in flat if key.startswith(section)):
+            method, _, name = key.removeprefix(section).partition(".")
+            if name and method not in flat[choice].split("+"):
+                idle[key] = choice
+    return idle
 
 
 def from_flat(cls: type, flat: Mapping[str, Any]) -> Any:

@@ -97,8 +97,9 @@ def attention_kernel(config: ModelConfig, mesh: Mesh, needs_logits: bool) -> str
         raise ConfigError(f"model.attention=cudnn needs an NVIDIA GPU, not a {device.platform}; auto runs everywhere")
     if config.attention != "auto":
         return config.attention
-    nvidia = re.fullmatch(r"(\d+)\.(\d+)", getattr(device, "compute_capability", ""))  # "gfx90a" and such on others
-    largest_head = {8: 128}.get(int(nvidia[1]), 256 if int(nvidia[1]) > 8 else 0) if nvidia else 0
+    nvidia = re.fullmatch(r"(\d+)\.\d+", getattr(device, "compute_capability", ""))  # others have "gfx90a" and such
+    generation = int(nvidia[1]) if nvidia else 0
+    largest_head = 256 if generation >= 9 else 128 if generation == 8 else 0
     fits = config.head_dim <= largest_head and not config.cudnn_obstacle
     needs_xla = needs_logits or config.mask_documents or mesh.shape["sequence"] > 1
     return "cudnn" if fits and not needs_xla else "xla"
