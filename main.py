@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "train": "trains a model, or goes on with the run in --workdir (the default)",
-    "describe": "prints what a config trains, a row a stored parameter, and their exact number",
+    "describe": "prints what a config trains: a row per stored parameter, and their exact number",
     "diagnose": "says what happened to the run in --workdir, and where it began; writes report/diagnose.html there; "
     "with --replay=<step>, an incident's, it takes those steps again, with everything measured",
     "tev": "prints the token embedding variability of workdirs, checkpoints and safetensors files: tev FILE...",
@@ -55,7 +55,7 @@ def _fail(line: str, code: int) -> int:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, list[str], flags.FlagValues]:
-    """Splits the command line into a command, the files it is about, and flags; raises UserError at what is neither."""
+    """Splits the command line into a command, the files that it is about, and flags; raises UserError at the rest."""
     argv = _overrides_checked(argv)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
@@ -96,7 +96,7 @@ def _help(values: flags.FlagValues) -> str:
 def _overrides_checked(argv: Sequence[str]) -> list[str]:
     """`argv`, once no `--config.a.b` names an unknown key; ml_collections would show a traceback.
 
-    Tuples of strings may come without quotes: `--config.data.files=a/*.txt,b/*.txt`.
+    Tuples of strings may come without quotes, `--config.data.files=a/*.txt,b/*.txt`.
     """
     from jaxstab.train.config import Config
 
@@ -121,7 +121,9 @@ def _config_file(argv: Sequence[str]) -> str:
         if given:
             path = (argument[given.end() :] if given[1] else following).split(":")[0]
             if not Path(path).is_file():
-                raise ConfigError(f"--config={path} is no file: for instance --config=configs/quickstart.py")
+                raise ConfigError(
+                    f"there is no file {path}, which --config names: for instance --config=configs/quickstart.py"
+                )
             return path
     raise ConfigError("--config is missing: for instance --config=configs/quickstart.py")
 

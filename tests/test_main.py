@@ -170,7 +170,11 @@ BAD_VALUES = [
     ("--workdir={}/good.jsonl/run", "the workdir {}/good.jsonl/run can't be made: Not a directory"),
     ("--workdir={}/good.jsonl", "the workdir {}/good.jsonl can't be made: File exists"),
     ("--workdir=", "--workdir is missing", "--workdir=runs/first"),
-    ("--config={}/missing.py", "--config={}/missing.py is no file", "--config=configs/quickstart.py"),
+    (
+        "--config={}/missing.py",
+        "there is no file {}/missing.py, which --config names",
+        "--config=configs/quickstart.py",
+    ),
     ("--config={}/syntax.py", "{}/syntax.py fails: SyntaxError: ", "line 1"),
     ("--config={}/raises.py", "{}/raises.py fails: ZeroDivisionError: "),
     ("--config={}/typo.py", "unknown config key model.widht", "did you mean model.width?"),

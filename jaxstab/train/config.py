@@ -118,8 +118,8 @@ class Config(Options):
             )
         if self.data.length > self.model.max_length:
             raise ConfigError(f"data.length={self.data.length} is longer than model.max_length={self.model.max_length}")
-        kept = self.checkpoint.every * (self.checkpoint.keep_last - 1)
-        if self.stability.rolls_back and not 0 < self.stability.rollback_steps <= kept:
+        oldest = self.checkpoint.every * (self.checkpoint.keep_last - 1)  # steps between it and the newest one
+        if self.stability.rolls_back and not 0 < self.stability.rollback_steps <= oldest:
             raise ConfigError(
                 f"stability.rollback_steps={self.stability.rollback_steps} needs checkpoints as old as that: raise "
                 f"checkpoint.keep_last={self.checkpoint.keep_last} or checkpoint.every={self.checkpoint.every}"

@@ -1,4 +1,4 @@
-"""`main.py describe`: what a config trains, row by row, without allocating a weight."""
+"""`main.py describe`: what a config trains, a row per stored parameter, without allocating a weight."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _cells(row: Row, used: Row, stored: Table, methods: tuple[Method, ...], conf
         constant = row.multiplier if constant == 1 else constant
         beside = f"{row.path.rpartition('/')[0]}/gate"
         gate = next((s.value for s in rows(stored) if s.path == beside), None if constant == 1 else constant)
-    kept = row.is_matrix and all(method.preserves for method in applied)
+    preserved = row.is_matrix and all(method.preserves for method in applied)
     decays = row.decay or (row.role == "gate" and config.optimizer.decay_gates)
     return (
         row.path,
@@ -57,7 +57,7 @@ def _cells(row: Row, used: Row, stored: Table, methods: tuple[Method, ...], conf
         "x".join(map(str, row.shape)) or "scalar",
         _number(row.std),
         _number(gate),
-        _number(used.std if kept else None),
+        _number(used.std if preserved else None),
         f"{config.optimizer.weight_decay * (row.decay or 1.0):g}" if decays else "-",
         _sharding(row, config),
     )

@@ -80,8 +80,8 @@ def _registry(key: str, title: str, registry: Mapping[str, Callable[..., Any]]) 
     rows = []
     for name, function in registry.items():
         summary = (inspect.getdoc(function) or "").split("\n\n")[0]
-        found = notes(function)
-        cells = [f"`{name}`", " ".join(summary.split()), *(found.get(field, "") for field in FIELDS)]
+        fields = notes(function)
+        cells = [f"`{name}`", " ".join(summary.split()), *(fields.get(field, "") for field in FIELDS)]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     head = f"| `{key}` | what it is | formula | paper | parameters | checked against | certainty |"
     return "\n".join([f"## {title}", "", head, "|---" * (len(FIELDS) + 2) + "|", *rows, ""])
