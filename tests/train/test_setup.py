@@ -8,7 +8,7 @@ import pytest
 
 from jaxstab.config import ConfigError
 from jaxstab.model.config import ModelConfig
-from jaxstab.train import loop
+from jaxstab.train import messages
 from jaxstab.train.config import default_config, resolve
 from jaxstab.train.program import build
 from jaxstab.train.setup import attention_kernel, set_up
@@ -70,9 +70,9 @@ def test_a_run_says_in_its_first_line_that_it_takes_the_fused_kernel(tmp_path):
     values = default_config()
     values.model.update(width=16, layers=1, heads=2, vocabulary=17)
     program = build(resolve(values))
-    corpus = SimpleNamespace(train=SimpleNamespace(tokens=1000))
-    assert "attention" not in loop._plan(program, corpus, tmp_path, 0, 8)
+    corpus, inputs = SimpleNamespace(train=SimpleNamespace(tokens=1000)), SimpleNamespace(lengths=(None,))
+    assert "attention" not in messages.plan(program, corpus, inputs, tmp_path, 0)
     fused = dataclasses.replace(BF16, width=16, layers=1, heads=2, vocabulary=17, attention="cudnn")
     setup = dataclasses.replace(program.setup, model=program.setup.model.clone(config=fused))
-    line = loop._plan(dataclasses.replace(program, setup=setup), corpus, tmp_path, 0, 8)
+    line = messages.plan(dataclasses.replace(program, setup=setup), corpus, inputs, tmp_path, 0)
     assert "cpu device with cuDNN's attention. Compiling" in line
