@@ -93,7 +93,7 @@ def mean_gradients(
 
     def gradient_sums(tokens: Array) -> Any:
         gradients, (sums, maxima) = jax.grad(loss_sums, argnums=1, has_aux=True)(setup, weights, tokens)
-        return jax.tree.map(jax.lax.with_sharding_constraint, gradients, setup.weight_specs), sums, maxima
+        return jax.tree.map(jax.lax.with_sharding_constraint, gradients, setup.weight_shardings), sums, maxima
 
     def add(total: Any, tokens: Array) -> Any:
         gradients, sums, maxima = _of_replicas(gradient_sums, replicas)(tokens)
@@ -108,7 +108,7 @@ def mean_gradients(
     if replicas > 1:
         gradients, sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), (gradients, sums))
         maxima = jax.tree.map(lambda x: jnp.max(x, axis=0), maxima)
-    gradients = jax.tree.map(jax.lax.with_sharding_constraint, gradients, setup.weight_specs)
+    gradients = jax.tree.map(jax.lax.with_sharding_constraint, gradients, setup.weight_shardings)
     return jax.tree.map(lambda gradient: gradient / sums.targets, gradients), sums, maxima
 
 

@@ -7,7 +7,6 @@ import functools
 import re
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from jaxstab import initialize, optimize, scale
@@ -51,9 +50,9 @@ class Setup:
         return self.reparam.table
 
     @functools.cached_property
-    def weight_specs(self) -> Any:
-        """The partition of the effective weights."""
-        return jax.tree.map(lambda row: scale.spec(row, self.mesh), self.table)
+    def weight_shardings(self) -> Any:
+        """The shardings of the effective weights."""
+        return scale.shardings(self.table, self.mesh)
 
 
 def set_up(config: Config, end: int | None = None, mesh: Mesh | None = None) -> Setup:

@@ -176,9 +176,13 @@ def test_what_is_not_finite_changes_nothing_until_the_host_has_answered(poison):
     assert np.abs(opened.raw["lm_head"]["weight"] - state.raw["lm_head"]["weight"]).max() > 1e-4
 
 
-def test_an_update_that_is_not_finite_is_not_made():
+def test_an_update_that_is_not_finite_halts_what_follows():
+    """Its norm is known once it has been taken: what is gone back to is a checkpoint."""
     state = start()
     after, (scalars, _) = stepper()[2](state, TOKENS, HYPERS._replace(learning_rate=np.float32(np.inf)))
     assert np.isfinite(scalars["train/loss"]) and np.isfinite(scalars["train/grad_norm"])
-    assert scalars["train/finite"] == 0
-    jax.tree.map(np.testing.assert_array_equal, after._replace(guard=state.guard), state)
+    assert scalars["train/finite"] == 0 and scalars["train/skipped"] == 0 and after.guard.halted
+    jax.tree.map(np.testing.assert_array_equal, after.guard.windows, state.guard.windows)
+    following, (scalars, _) = stepper()[2](after, TOKENS, HYPERS)
+    assert scalars["train/skipped"] == 1
+    jax.tree.map(np.testing.assert_array_equal, following, after)
