@@ -76,7 +76,7 @@ def train_step(
     scalars = {name: value.astype(jnp.promote_types(value.dtype, jnp.float32)) for name, value in scalars.items()}
     if config.stability.measure == "off":
         return next_state, (scalars, {})
-    statistics = stability.light(
+    statistics = stability.step_statistics(
         table,
         reparam.table,
         raw=state.raw,

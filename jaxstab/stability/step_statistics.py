@@ -11,7 +11,7 @@ from jaxstab.stability.tev import tev, token_matrices
 from jaxstab.table import Table, by_role, rows
 
 
-def light(
+def step_statistics(
     table: Table,
     stored_table: Table,
     *,
