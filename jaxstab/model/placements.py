@@ -1,7 +1,7 @@
 """Norm placements: where a residual branch is normalised, and what of the shortcut reaches its end.
 
-A placement is a function of a branch `f`, the norms that stand before and after it, and the layer. A norm that it never
-calls has no parameters.
+A placement joins a branch `f` to the shortcut, given the layer and the norms that may stand before and after `f`.
+A norm that it never calls has no parameters.
 """
 
 from __future__ import annotations
@@ -34,16 +34,33 @@ class Branch(NamedTuple):
     depth: int
 
 
+class Norms(NamedTuple):
+    """Names of the norms before and after a block's two branches, as Hugging Face's models have them."""
+
+    before_attention: str = "input_layernorm"
+    after_attention: str = "post_attention_layernorm"
+    before_mlp: str = "pre_feedforward_layernorm"
+    after_mlp: str = "post_feedforward_layernorm"
+
+
+GEMMA_2 = Norms()
+LLAMA = Norms(before_mlp="post_attention_layernorm")  # it has no norm after a branch, and gives that name to this one
+
+
 class Placement(NamedTuple):
     """A norm placement.
 
     Attributes:
       join: (branch, x) -> the shortcut after the branch.
+      norms: names of the norms that `join` calls.
       final_norm: whether a norm precedes lm_head.
+      bounded: whether bounds (15) and (20) of Takase et al. 2025 speak of its branches, which are then x + f(N(x)).
     """
 
     join: Callable[[Branch, Array], Array]
+    norms: Norms = GEMMA_2
     final_norm: bool = True
+    bounded: bool = False
 
 
 def pre() -> Placement:
@@ -55,7 +72,7 @@ def pre() -> Placement:
     Checked against: NumPy float64 (tests/model).
     Certainty: primary.
     """
-    return Placement(lambda branch, x: x + branch.f(branch.before(x)))
+    return Placement(lambda branch, x: x + branch.f(branch.before(x)), LLAMA, bounded=True)
 
 
 def post() -> Placement:
@@ -126,7 +143,7 @@ def pre_scaled() -> Placement:
     def join(branch: Branch, x: Array) -> Array:
         return x + branch.f((branch.before(x) / jnp.sqrt(branch.layer)).astype(x.dtype))
 
-    return Placement(join)
+    return Placement(join, LLAMA)
 
 
 def none() -> Placement:

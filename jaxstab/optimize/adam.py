@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxstab.config import ConfigError
-from jaxstab.optimize.layers import Bound, mean_square
+from jaxstab.optimize.layers import TransformationFactory, mean_square
 from jaxstab.table import Table
 
 B1 = Annotated[float, "Decay rate of the first moment."]
@@ -17,7 +17,7 @@ B2 = Annotated[float, "Decay rate of the second moment."]
 Eps = Annotated[float, "Added to the root of the second moment; no paper here states it, 1e-8 is PyTorch's."]
 
 
-def adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
+def adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> TransformationFactory:
     """Adam; decoupled weight decay (Loshchilov and Hutter 2019) follows it, as it follows every rule.
 
     Formula: u = m̂ / (√v̂ + eps), where m̂ and v̂ are the bias-corrected moving averages of g and g²
@@ -30,7 +30,7 @@ def adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
     return lambda _: optax.scale_by_adam(b1, b2, eps)
 
 
-def stable_adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
+def stable_adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> TransformationFactory:
     """AdamW with Adafactor's update clipping: a matrix that meets a gradient far above its second moment steps less.
 
     The RMS is that of one matrix, in a stack too. Weight decay keeps the rate that isn't clipped, as in the authors'

@@ -12,11 +12,11 @@ from jaxtyping import Array, ArrayLike, Int
 
 from jaxstab.config import ConfigError
 from jaxstab.numerics import ZClipStatistics, zclip_step
-from jaxstab.optimize.layers import Bound, norm, one_per_layer
+from jaxstab.optimize.layers import TransformationFactory, norm, one_per_layer
 from jaxstab.table import Table
 
 
-def none() -> Bound:
+def none() -> TransformationFactory:
     """No clipping.
 
     Formula: g
@@ -28,7 +28,7 @@ def none() -> Bound:
     return lambda _: optax.identity()
 
 
-def global_norm(max_norm: Annotated[float, "Largest norm of the whole gradient."] = 1.0) -> Bound:
+def global_norm(max_norm: Annotated[float, "Largest norm of the whole gradient."] = 1.0) -> TransformationFactory:
     """Scales the whole gradient down to `max_norm` where its norm is larger.
 
     Formula: g · min(1, max_norm / ||g||), one norm over all parameters
@@ -54,7 +54,7 @@ def adagc(
     decay: Annotated[float, "Decay rate of the running average."] = 0.99,
     warmup: Annotated[int, "First updates, clipped by global norm, of which the average starts at the least."] = 100,
     max_norm: Annotated[float, "Largest norm of the whole gradient in those."] = 1.0,
-) -> Bound:
+) -> TransformationFactory:
     """Clips the gradient of each matrix, in a stack too, by its own running norm; vectors and gates likewise.
 
     Formula: g · min(1, ratio γ / ||g||), γ' = decay γ + (1-decay) ||clipped g||, one γ a matrix; γ₀ = min over warmup
@@ -95,7 +95,7 @@ def zclip(
     decay: Annotated[float, "Decay rate of the running mean and variance of the norm."] = 0.97,
     warmup: Annotated[int, "First updates, whose norms give the first mean and variance."] = 25,
     max_norm: Annotated[float, "Largest norm of the whole gradient at any time; 0 sets none."] = 1.0,
-) -> Bound:
+) -> TransformationFactory:
     """Clips the whole gradient where its norm is an outlier among those before, the harder the farther out it is.
 
     The statistics take in the norm as the outlier rule clips it, and not as `max_norm` does.

@@ -10,8 +10,8 @@ from jaxtyping import Array
 
 from jaxstab.table import Row, Table
 
-# An update rule or a clipping, once its options are known: the table says what is stacked and what is a matrix.
-Bound = Callable[[Table], optax.GradientTransformation]
+# An update rule or a clipping whose options are known. The table says what is stacked, and what is a matrix.
+TransformationFactory = Callable[[Table], optax.GradientTransformation]
 
 
 def one_per_layer(row: Row) -> tuple[int, ...]:

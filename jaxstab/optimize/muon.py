@@ -10,7 +10,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxstab.optimize.adam import B1, B2, Eps
-from jaxstab.optimize.layers import Bound
+from jaxstab.optimize.layers import TransformationFactory
 from jaxstab.table import EMBEDDINGS, Row, Table
 
 
@@ -30,7 +30,7 @@ def muon(
     b1: B1 = 0.9,
     b2: B2 = 0.95,
     eps: Eps = 1e-8,
-) -> Bound:
+) -> TransformationFactory:
     """Muon: the momentum of every hidden matrix is orthogonalized, layer by layer in a stack.
 
     Embeddings, `lm_head` and everything that isn't a matrix, gates among them, take Adam with `b1`, `b2` and `eps`.

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxstab.config import build_method
 from jaxstab.model.config import ModelConfig
-from jaxstab.model.transformer import SEEN_IN_ATTENTION, SEEN_IN_MLP, Attention, Block, Transformer
+from jaxstab.model.placements import PLACEMENTS, Norms, Placement
+from jaxstab.model.transformer import ATTENTION_INTERMEDIATES, MLP_INTERMEDIATES, Attention, Block, Transformer, sown
 from jaxstab.stability import attention_bound, jacobian_norm, mlp_bound
 
 
@@ -31,8 +33,9 @@ def probe(
     - dead_units, max_activation: of the MLP, see `jaxstab.model.transformer.MLP`
     - max_logit: the largest output logit
     - jacobian/{attention,mlp}: ‖∂(x + f(N(x)))/∂x‖₂ of each branch with its shortcut, on the first sequence
-    - jacobian_bound/{attention,mlp}: bounds (20) and (15) of Takase et al. 2025 on these, for `norm_placement=pre`
-      alone; (15) is of an MLP of two matrices, so that `swiglu` has none. See `branch_bounds`
+    - jacobian_bound/{attention,mlp}: bounds (20) and (15) of Takase et al. 2025 on these, where the norm placement is
+      one that they speak of (`Placement.bounded`); (15) is of an MLP of two matrices, so that `swiglu` has none. See
+      `branch_bounds`
 
     Args:
       model: its config says what is computed; the compute dtype and rematerialisation are the probe's own.
@@ -45,10 +48,11 @@ def probe(
       {"stability/<measurement>": value}: `[L]`, but for the scalars shortcut_std/embedding and max_logit.
     """
     config = dataclasses.replace(model.config, dtype="float32", remat="none", attention="xla")
-    plain, block = Transformer(config), Block(config, SEEN_IN_ATTENTION + SEEN_IN_MLP)
+    plain, block = Transformer(config), Block(config, ATTENTION_INTERMEDIATES + MLP_INTERMEDIATES)
     x_BTD, rotary_2TK = _apply(plain, weights, tokens_BT, method="embedded")
     first = None if segments_BT is None else segments_BT[:1]
     key = jax.random.key(0)
+    placement: Placement = build_method(config.norm_placement, PLACEMENTS)
 
     def layer(x_BTD: Array, numbered: tuple[Array, Any]) -> tuple[Array, dict[str, Array]]:
         number, own = numbered
@@ -61,29 +65,32 @@ def probe(
 
         between_BTD, in_attention = attend(x_BTD, segments_BT, mutable=["intermediates"])
         after_BTD, in_mlp = feed(between_BTD, mutable=["intermediates"])
-        found = {
-            **_sown(in_attention, "self_attn"),
-            **_sown(in_mlp, "mlp"),
+        measurements = {
+            **sown(in_attention),
+            **sown(in_mlp),
             "shortcut_std/attention": jnp.std(between_BTD),
             "shortcut_std/mlp": jnp.std(after_BTD),
             "jacobian/attention": jacobian_norm(lambda x: attend(x, first), x_BTD[:1], key, iterations),
             "jacobian/mlp": jacobian_norm(feed, between_BTD[:1], key, iterations),
         }
-        if config.norm_placement.method == "pre":
-            found |= branch_bounds(config, own, x_BTD[:1], between_BTD[:1], rotary_2TK, first, key, iterations)
-        return after_BTD, found
+        if placement.bounded:
+            measurements |= branch_bounds(
+                config, placement.norms, own, x_BTD[:1], between_BTD[:1], rotary_2TK, first, key, iterations
+            )
+        return after_BTD, measurements
 
-    _, found = jax.lax.scan(layer, x_BTD, (jnp.arange(1.0, config.layers + 1), weights["layers"]))
-    for name in SEEN_IN_ATTENTION:
-        by_head_LH = found.pop(name)
-        found |= {f"{name}/{head}": by_head_LH[:, head] for head in range(config.heads)}
-    found["shortcut_std/embedding"] = jnp.std(x_BTD)
-    found["max_logit"] = jnp.max(_apply(plain, weights, tokens_BT, segments_BT))
-    return {f"stability/{name}": value for name, value in found.items()}
+    _, measurements = jax.lax.scan(layer, x_BTD, (jnp.arange(1.0, config.layers + 1), weights["layers"]))
+    for name in ATTENTION_INTERMEDIATES:
+        by_head_LH = measurements.pop(name)
+        measurements |= {f"{name}/{head}": by_head_LH[:, head] for head in range(config.heads)}
+    measurements["shortcut_std/embedding"] = jnp.std(x_BTD)
+    measurements["max_logit"] = jnp.max(_apply(plain, weights, tokens_BT, segments_BT))
+    return {f"stability/{name}": value for name, value in measurements.items()}
 
 
 def branch_bounds(
     config: ModelConfig,
+    norms: Norms,
     layer: Any,
     x_BTD: Float[Array, "B T D"],
     between_BTD: Float[Array, "B T D"],
@@ -99,6 +106,7 @@ def branch_bounds(
 
     Args:
       config: the model's.
+      norms: names of the layer's norms.
       layer: weights of the layer.
       x_BTD, between_BTD: the shortcut entering attention, and the MLP.
       rotary_2TK, segments_BT: as attention takes them.
@@ -106,13 +114,13 @@ def branch_bounds(
     """
 
     def normed(block: Block, x_BTD: Array) -> Array:
-        return block.input_layernorm(x_BTD)
+        return getattr(block, norms.before_attention)(x_BTD)
 
     # The concatenated heads are attention under an output matrix that does nothing.
     identity = {"kernel": jnp.eye(config.width), "bias": jnp.zeros(config.width)}
     own = layer["self_attn"] | {"o_proj": identity}
     h_BTD = _apply(Block(config), layer, x_BTD, method=normed)
-    gain_D = layer["input_layernorm"]["scale"]
+    gain_D = layer[norms.before_attention]["scale"]
     heads_norm = jacobian_norm(
         lambda moved_BTD: _apply(Attention(config), own, h_BTD + gain_D * moved_BTD, rotary_2TK, segments_BT),
         jnp.zeros_like(h_BTD),
@@ -123,7 +131,7 @@ def branch_bounds(
     bounds = {"jacobian_bound/attention": attention_bound(o_std, _least_std(x_BTD), heads_norm, config.width)}
     if config.mlp != "swiglu":
         up_DF, down_FD = (layer["mlp"][name]["kernel"] for name in ("up_proj", "down_proj"))
-        gain_D1 = layer["post_attention_layernorm"]["scale"][:, None]
+        gain_D1 = layer[norms.before_mlp]["scale"][:, None]
         stds = _rms(gain_D1 * up_DF), _rms(down_FD), _least_std(between_BTD)
         bounds["jacobian_bound/mlp"] = mlp_bound(*stds, *up_DF.shape)
     return bounds
@@ -131,10 +139,6 @@ def branch_bounds(
 
 def _apply(module: nn.Module, weights: Any, *arguments: Any, **options: Any) -> Any:
     return module.apply({"params": weights}, *arguments, **options)
-
-
-def _sown(variables: Any, module: str) -> dict[str, Array]:
-    return {name: value for name, (value,) in variables["intermediates"][module].items()}
 
 
 def _rms(x: Array) -> Array:

@@ -70,13 +70,14 @@ def set_up(config: Config, end: int | None = None, mesh: Mesh | None = None) -> 
     platform = mesh.devices.flat[0].platform
     if config.model.attention == "cudnn" and platform != "gpu":
         raise ConfigError(f"model.attention=cudnn needs an NVIDIA GPU, not a {platform}; xla runs everywhere")
-    clips_logits = config.optimizer.projection.method == "qk_clip"
-    model = Transformer(config.model, see=("max_attention_logit",) if clips_logits else ())
+    projection = build_method(config.optimizer.projection, optimize.PROJECTIONS)
+    model = Transformer(config.model, intermediates=projection.needs)
     table, methods, reparam = reparameterized(config)
-    if clips_logits and (config.model.qk_norm or not all(method.linear for method in methods)):
+    if projection.shrinks and (config.model.qk_norm or not all(method.linear for method in methods)):
         raise ConfigError(
-            "optimizer.projection.method=qk_clip scales stored queries and keys, which changes no logit under "
-            "model.qk_norm or a reparameterization that divides a norm out; leave one of them out"
+            f"optimizer.projection.method={config.optimizer.projection.method} scales stored "
+            f"{' and '.join(projection.shrinks)}, which changes nothing under model.qk_norm or a reparameterization "
+            "that divides a norm out; leave one of them out"
         )
     optimizer = optimize.build(config.optimizer, reparam.table, config.train.steps, table)
     return Setup(config, mesh, model, table, methods, reparam, optimizer, end)
