@@ -32,7 +32,7 @@ def scaled(
     """
     width = next((row.width for row in rows(table) if row.role in ("embed_tokens", "lm_head")), 0)
     if isinstance(scale, Transfer) and not width:
-        raise UserError("mup and complete_p read the model's width off embed_tokens or lm_head; no matrix is either")
+        raise UserError("this initial scale reads the model's width off embed_tokens or lm_head; no matrix is either")
 
     def fill(row: Row) -> Row:
         if isinstance(scale, Transfer):

@@ -14,9 +14,11 @@ class Transfer(NamedTuple):
 
     Attributes:
       row: (row, model width) -> row, for every parameter, vectors too.
+      scales_branches: whether it multiplies the residual branches by a constant.
     """
 
     row: Callable[[Row, int], Row]
+    scales_branches: bool = False
 
 
 def mup(
@@ -55,7 +57,9 @@ def complete_p(
     At α = 1 the rates of norms and biases don't depend on depth. There is no 1/√(2N) anywhere. See `mup` for heads,
     wesar and decay.
     """
-    return Transfer(lambda row, width: _transferred(row, std, width / base_width, row.depth / base_depth))
+    return Transfer(
+        lambda row, width: _transferred(row, std, width / base_width, row.depth / base_depth), scales_branches=True
+    )
 
 
 def _transferred(row: Row, std: float, m: float, n: float) -> Row:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxstab.config import ConfigError
-from jaxstab.optimize.layers import TransformationFactory, mean_square
+from jaxstab.numerics import layer_axes, rms
+from jaxstab.optimize.layers import TransformationFactory
 from jaxstab.table import Table
 
 B1 = Annotated[float, "Decay rate of the first moment."]
@@ -52,7 +53,8 @@ def stable_adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Transformation
             v_hat = optax.tree.bias_correction(state.nu, b2, state.count)
 
             def leaf(row: Any, u: jax.Array, g: jax.Array, v: jax.Array) -> jax.Array:
-                return u / jnp.maximum(1, jnp.sqrt(mean_square(row, g / jnp.sqrt(jnp.maximum(v, eps**2)))))
+                ratio = g / jnp.sqrt(jnp.maximum(v, eps**2))
+                return u / jnp.maximum(1, rms(ratio, layer_axes(row, ratio), keepdims=True))
 
             return jax.tree.map(leaf, table, updates, gradients, v_hat), state
 

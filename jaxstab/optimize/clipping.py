@@ -11,8 +11,8 @@ import optax
 from jaxtyping import Array, ArrayLike, Int
 
 from jaxstab.config import ConfigError
-from jaxstab.numerics import ZClipStatistics, zclip_step
-from jaxstab.optimize.layers import TransformationFactory, norm, one_per_layer
+from jaxstab.numerics import ZClipStatistics, matrix_norm, zclip_step
+from jaxstab.optimize.layers import TransformationFactory, one_per_layer
 from jaxstab.table import Table
 
 
@@ -71,7 +71,7 @@ def adagc(
     def update(table: Table, gradients: Any, state: AdaGCState, _: Any = None) -> tuple[Any, AdaGCState]:
         starting = state.norms < warmup
         whole = _factor(optax.tree.norm(gradients), max_norm)
-        sizes = jax.tree.map(norm, table, gradients)
+        sizes = jax.tree.map(functools.partial(matrix_norm, keepdims=True), table, gradients)
 
         def factor(size: Array, expected: Array) -> Array:
             return jnp.where(starting, whole, _factor(size, ratio * expected))

@@ -20,4 +20,5 @@ def identity() -> Method:
         init=lambda row, weight, std, key: ({"weight": weight}, ()),
         effective=lambda row, stored, state: (stored["weight"], state),
         kind="none",
+        constant=True,
     )

@@ -23,7 +23,7 @@ def mlra(
 
     Formula: W̄ = U V, U ∈ R^{d_in × r}, V ∈ R^{r × d_out}, entries N(0, s²), so that Var(W̄) = r s⁴; control: N(0, r s⁴)
     Paper: Chung et al. 2024 (TEV), by its abstract; rank, initialization and norms are this project's reading.
-    Parameters: r (d_in + d_out) - d_in d_out a matrix: none at the default rank.
+    Parameters: r (d_in + d_out) - d_in d_out per matrix: none at the default rank.
     Checked against: NumPy float64 (tests/reparam).
     Certainty: remembered, low.
 
@@ -64,11 +64,12 @@ def mlra(
 
     def init(row: Row, weight: jax.Array, measured: jax.Array, key: jax.Array) -> tuple[Stored, Any]:
         if control:
-            return {"weight": weight * (math.sqrt(inner(row)) * std**2 / measured if std else 1.0)}, ()
+            return {"weight": weight * (product_std(row) / jnp.where(measured > 0, measured, 1.0) if std else 1.0)}, ()
         left, right = jax.random.split(key)
         s, r = factor_std(row, measured), inner(row)
+        left_std = jnp.where(s > 0, s, row.fan_in**-0.5)  # of a product of zeros, one factor has to get a gradient
         return {
-            "left": s * jax.random.normal(left, (row.fan_in, r), weight.dtype),
+            "left": left_std * jax.random.normal(left, (row.fan_in, r), weight.dtype),
             "right": s * jax.random.normal(right, (r, row.fan_out), weight.dtype),
         }, ()
 

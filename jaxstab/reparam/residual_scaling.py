@@ -25,4 +25,5 @@ def residual_scaling() -> Method:
         init=lambda row, weight, std, key: ({"weight": weight}, ()),
         effective=lambda row, stored, state: (stored["weight"], state),
         kind="constant",
+        constant=True,
     )

@@ -1,11 +1,12 @@
 """Measurements, and what guards a step: pure functions of what a training step holds."""
 
+from jaxstab.numerics import matrix_norm
 from jaxstab.stability.bounds import attention_bound, mlp_bound
 from jaxstab.stability.config import StabilityConfig
 from jaxstab.stability.full import weight_statistics
 from jaxstab.stability.gradients import gradient_statistics
 from jaxstab.stability.guard import DEVIATIONS, Guard, advance, detector_metrics, judge, start
-from jaxstab.stability.norms import gates, global_norm, matrix_norm, matrix_rms, nonfinite_fraction, update_ratio
+from jaxstab.stability.norms import gates, global_norm, matrix_rms, nonfinite_fraction, update_ratio
 from jaxstab.stability.spectra import jacobian_norm, spectral_norm, stable_rank
 from jaxstab.stability.spikes import deviations_over
 from jaxstab.stability.step_statistics import step_statistics

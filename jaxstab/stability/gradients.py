@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxstab.stability.norms import matrix_norm
-from jaxstab.table import Row, Table, by_role
+from jaxstab.numerics import layer_axes
+from jaxstab.stability.norms import global_norm
+from jaxstab.table import Table, by_role
 
 
 def gradient_statistics(
@@ -48,13 +49,15 @@ def gradient_statistics(
         index, micro_batch = numbered
         gradient = gradient_of(micro_batch)
         new_mean = jax.tree.map(lambda m, g: m + (g - m) / index, mean, gradient)
-        added = jax.tree.map(lambda row, g, m, n: _summed(row, (g - m) * (g - n)), table, gradient, mean, new_mean)
+        added = jax.tree.map(
+            lambda row, g, m, n: jnp.sum((g - m) * (g - n), layer_axes(row, g)), table, gradient, mean, new_mean
+        )
         return (new_mean, jax.tree.map(jnp.add, deviations, added)), None
 
     numbers = jnp.arange(1.0, count + 1)
     (mean, deviations), _ = jax.lax.scan(take_in, (zero, none_yet), (numbers, micro_batches))
     trace = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(deviations)) / (count - 1)  # tr(Σ) / b
-    square = sum(jnp.sum(jnp.square(matrix_norm(*pair))) for pair in _pairs(table, mean))
+    square = jnp.square(global_norm(table, mean))
     measured = {
         "gradient_variance": by_role(
             lambda row, deviation: deviation / (count - 1) / (row.fan_in * row.fan_out), table, deviations
@@ -64,11 +67,3 @@ def gradient_statistics(
     named = {f"stability/{name}/{role}": value for name, found in measured.items() for role, value in found.items()}
     # |g|² - |ḡ|² is (1 - 1/K) tr(Σ)/b, so that McCandlish et al.'s two estimates are these:
     return named | {"stability/gradient_noise_scale": size * trace / (square - trace / count)}
-
-
-def _summed(row: Row, x: Array) -> Array:
-    return jnp.sum(x, axis=tuple(range(int(row.stacked), x.ndim)))
-
-
-def _pairs(table: Table, tree: Any) -> list[tuple[Row, Array]]:
-    return list(zip(jax.tree.leaves(table), jax.tree.leaves(tree), strict=True))

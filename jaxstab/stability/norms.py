@@ -9,13 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxstab.numerics import matrix_norm, rms
 from jaxstab.table import Row, Table, by_role, leaves_of, rows
-
-
-def matrix_norm(row: Row, weight: Float[Array, "*L I O"]) -> Float[Array, "*L"]:
-    """Frobenius norm of a matrix, or of each layer of a stack, in float32; a vector's is its L2 norm."""
-    axes = tuple(range(int(row.stacked), weight.ndim))
-    return jnp.sqrt(jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=axes))
 
 
 def global_norm(table: Table, tree: Any) -> Float[Array, ""]:
@@ -57,7 +52,7 @@ def gates(table: Table, stored_table: Table, raw: Any) -> dict[str, jax.Array]:
             if row.is_matrix and stored_row.role == "gate":
                 is_vector = gate.ndim > row.stacked
                 found[row.role if row.role not in found else stored_row.path] = (
-                    jnp.sqrt(jnp.mean(jnp.square(gate), axis=-1)) if is_vector else gate
+                    rms(gate, axis=-1) if is_vector else gate
                 )
     return found
 

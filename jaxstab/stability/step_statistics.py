@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from jaxstab.stability.norms import gates, matrix_norm, matrix_rms, nonfinite_fraction, update_ratio
+from jaxstab.numerics import matrix_norm
+from jaxstab.stability.norms import gates, matrix_rms, nonfinite_fraction, update_ratio
 from jaxstab.stability.tev import tev, token_matrices
 from jaxstab.table import Table, by_role, rows
 

@@ -7,9 +7,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxstab.config import ConfigError, MethodConfig, flatten, from_config_dict, option, section, to_config_dict
+from jaxstab.config import (
+    ConfigError,
+    MethodConfig,
+    build_method,
+    flatten,
+    from_config_dict,
+    option,
+    section,
+    to_config_dict,
+)
 from jaxstab.data import DataConfig
-from jaxstab.initialize import InitConfig
+from jaxstab.initialize import SCALES, InitConfig, Transfer
 from jaxstab.logging import LogConfig
 from jaxstab.model.config import ModelConfig
 from jaxstab.optimize import OptimizerConfig
@@ -88,11 +97,13 @@ class Config:
     log: LogConfig = section(LogConfig)
 
     def __post_init__(self) -> None:
-        compose(self.reparam, METHODS)
-        if self.init.method == "complete_p" and "residual_scaling" in self.reparam.method:
+        methods = compose(self.reparam, METHODS)
+        backbone = build_method(self.init, SCALES)
+        scales_branches = isinstance(backbone, Transfer) and backbone.scales_branches
+        if scales_branches and any(method.kind == "constant" for method in methods):
             raise ConfigError(
-                "init.method=complete_p and reparam.method=residual_scaling both put a constant on the residual "
-                "branches; leave one out"
+                f"init.method={self.init.method} and reparam.method={self.reparam.method} both put a constant on the "
+                "residual branches; leave one out"
             )
         if self.data.length > self.model.max_length:
             raise ConfigError(f"data.length={self.data.length} is longer than model.max_length={self.model.max_length}")

@@ -14,6 +14,7 @@ from jaxstab.config import build_method
 from jaxstab.model.config import ModelConfig
 from jaxstab.model.placements import PLACEMENTS, Norms, Placement
 from jaxstab.model.transformer import ATTENTION_INTERMEDIATES, MLP_INTERMEDIATES, Attention, Block, Transformer, sown
+from jaxstab.numerics import rms
 from jaxstab.stability import attention_bound, jacobian_norm, mlp_bound
 
 
@@ -127,22 +128,18 @@ def branch_bounds(
         key,
         iterations,
     )
-    o_std = _rms(layer["self_attn"]["o_proj"]["kernel"])
+    o_std = rms(layer["self_attn"]["o_proj"]["kernel"])
     bounds = {"jacobian_bound/attention": attention_bound(o_std, _least_std(x_BTD), heads_norm, config.width)}
     if config.mlp != "swiglu":
         up_DF, down_FD = (layer["mlp"][name]["kernel"] for name in ("up_proj", "down_proj"))
         gain_D1 = layer[norms.before_mlp]["scale"][:, None]
-        stds = _rms(gain_D1 * up_DF), _rms(down_FD), _least_std(between_BTD)
+        stds = rms(gain_D1 * up_DF), rms(down_FD), _least_std(between_BTD)
         bounds["jacobian_bound/mlp"] = mlp_bound(*stds, *up_DF.shape)
     return bounds
 
 
 def _apply(module: nn.Module, weights: Any, *arguments: Any, **options: Any) -> Any:
     return module.apply({"params": weights}, *arguments, **options)
-
-
-def _rms(x: Array) -> Array:
-    return jnp.sqrt(jnp.mean(jnp.square(x)))
 
 
 def _least_std(x_BTD: Array) -> Array:

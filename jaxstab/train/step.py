@@ -85,7 +85,7 @@ def train_step(
         gradients=gradients,
         clipped_raw_gradients=clipped_raw_gradients,
         updates=updates,
-        new_weights=None if config.reparam.method == "identity" else reparam.effective(new_raw, reparam_state)[0],
+        new_weights=None if reparam.constant else reparam.effective(new_raw, reparam_state)[0],
         eps=config.optimizer.eps,
     )
     measured, vectors = scalars_and_vectors(statistics)
