@@ -16,8 +16,8 @@ class Embedding(NamedTuple):
     """A treatment of the embedding.
 
     Attributes:
-      multiplier: (initial std, width) -> constant factor of embed_tokens. It is a column of the table, no operation of
-        the model, so that a gate may absorb it.
+      multiplier: (initial std, width) -> constant factor of embed_tokens. The table has it, not the model, so that a
+        gate may absorb it.
       apply: (x, norm) -> x, on the embedded tokens; a norm that isn't called has no parameters.
       normalized: whether `apply` normalises the embedded tokens, so that no block sees the scale of the matrix.
     """

@@ -2,8 +2,8 @@
 
     hidden_BTD = model.apply({"params": weights}, tokens_BT, method="hidden")
 
-The modules declare every matrix once, `[in, out]`, with its name and logical axes. They hold no initial scale and know
-nothing of reparameterization: `jaxstab.initialize` draws what `jaxstab.table` reads off them.
+The modules declare every matrix once, `[in, out]`, with its name and logical axes. They have no initial scales and know
+nothing of reparameterization: `jaxstab.table` reads the matrices off them, and `jaxstab.initialize` draws these.
 
 Shapes: B batch, T length, D width, H query heads, G key-value heads, K head size, F MLP width, V vocabulary, L layers.
 """
@@ -40,7 +40,7 @@ REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_bat
 
 
 def _declared(axes: tuple[str | None, ...]) -> Callable[..., Any]:
-    """Declares a parameter's shape and logical axes; its values are drawn elsewhere."""
+    """An initializer that gives logical axes alone: `jaxstab.initialize` draws the values."""
     return nn.with_logical_partitioning(nn.initializers.zeros, axes)
 
 
@@ -312,7 +312,7 @@ class Transformer(nn.Module):
         return capped(logits_BTV, self.config.logits_softcap)
 
 
-def read_table(config: ModelConfig) -> table.Table:
+def read_table(config: ModelConfig) -> table.Table[table.Effective]:
     """The table of a model's effective weights, without allocating one."""
     tokens = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
     variables = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)

@@ -32,12 +32,12 @@ def adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> TransformationFactory
 
 
 def stable_adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> TransformationFactory:
-    """AdamW with Adafactor's update clipping: a matrix that meets a gradient far above its second moment steps less.
+    """AdamW with Adafactor's update clipping: where a gradient is far above its second moment, the step is smaller.
 
-    The RMS is that of one matrix, in a stack too. Weight decay keeps the rate that isn't clipped, as in the authors'
-    code. It replaces clipping of gradients: with it goes `clip.method=none`.
+    The RMS is taken over one matrix, in a stack too. Weight decay keeps the rate that isn't clipped, as in the authors'
+    code. It takes the place of gradient clipping, so that `clip.method=none` goes with it.
 
-    Formula: u = u_AdamW / max(1, RMS(g / √max(v̂, eps²))), one RMS a matrix
+    Formula: u = u_AdamW / max(1, RMS(g / √max(v̂, eps²))), one RMS per matrix
     Paper: Wortsman et al. 2023 (arXiv:2304.13013)
     Parameters: none; two values of state for each stored parameter
     Checked against: weights that the authors' StableAdamWUnfused gives, and NumPy in float64

@@ -1,4 +1,4 @@
-"""Gradient clipping. No running statistic takes in a norm that isn't finite."""
+"""Gradient clipping. Norms that aren't finite enter no running statistic."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def global_norm(max_norm: Annotated[float, "Largest norm of the whole gradient."
 
 
 class AdaGCState(NamedTuple):
-    """Norms taken in, and the one to expect of every matrix: float32, one entry a layer."""
+    """The number of updates, and the expected gradient norm of every matrix: float32, one entry per layer."""
 
     norms: Int[Array, ""]
     expected: Any
@@ -57,7 +57,7 @@ def adagc(
 ) -> TransformationFactory:
     """Clips the gradient of each matrix, in a stack too, by its own running norm; vectors and gates likewise.
 
-    Formula: g · min(1, ratio γ / ||g||), γ' = decay γ + (1-decay) ||clipped g||, one γ a matrix; γ₀ = min over warmup
+    Formula: g · min(1, ratio γ / ||g||), γ' = decay γ + (1-decay) ||clipped g||, one γ per matrix; γ₀ = min over warmup
     Paper: Wang et al. 2025 (arXiv:2502.11034)
     Parameters: none; one value of state for each matrix, vector and gate of each layer
     Checked against: norms that the authors' code gives, and NumPy in float64
@@ -77,10 +77,10 @@ def adagc(
             return jnp.where(starting, whole, _factor(size, ratio * expected))
 
         def average(size: Array, factor: Array, expected: Array) -> Array:
-            followed = decay * jnp.where(jnp.isinf(expected), size, expected) + (1 - decay) * size * factor
-            taken = jnp.where(starting, jnp.minimum(expected, size * factor), followed)
-            # A gradient of zero, as behind a gate of zero, is no norm to expect: it would clip the next to nothing.
-            return jnp.where(jnp.isfinite(size) & (size > 0), taken, expected)
+            moved = decay * jnp.where(jnp.isinf(expected), size, expected) + (1 - decay) * size * factor
+            following = jnp.where(starting, jnp.minimum(expected, size * factor), moved)
+            # Behind a gate that is still zero a gradient is zero. To expect that would clip all later ones to zero.
+            return jnp.where(jnp.isfinite(size) & (size > 0), following, expected)
 
         factors = jax.tree.map(factor, sizes, state.expected)
         expected = jax.tree.map(average, sizes, factors, state.expected)
@@ -96,9 +96,9 @@ def zclip(
     warmup: Annotated[int, "First updates, whose norms give the first mean and variance."] = 25,
     max_norm: Annotated[float, "Largest norm of the whole gradient at any time; 0 sets none."] = 1.0,
 ) -> TransformationFactory:
-    """Clips the whole gradient where its norm is an outlier among those before, the harder the farther out it is.
+    """Clips the whole gradient where its norm is an outlier among those before: the larger, the harder it is clipped.
 
-    The statistics take in the norm as the outlier rule clips it, and not as `max_norm` does.
+    The statistics take in the norm that the outlier rule leaves, before `max_norm` is applied.
 
     Formula: z = (||g|| - μ) / (s + 1e-6); where z > threshold, ||g|| := μ + threshold² s / z
     Paper: Kumar et al. 2025 (arXiv:2504.02507)
@@ -121,5 +121,5 @@ def zclip(
 
 
 def _factor(size: Array, limit: ArrayLike) -> Array:
-    """What brings a norm down to a limit; 1 below it."""
+    """The factor that brings a norm down to a limit; 1 below the limit."""
     return jnp.where(size > limit, limit / size, 1.0)

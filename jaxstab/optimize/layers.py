@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import optax
 
 from jaxstab.table import Row, Table
 
 # An update rule or a clipping whose options are known. The table says what is stacked, and what is a matrix.
-TransformationFactory = Callable[[Table], optax.GradientTransformation]
+TransformationFactory = Callable[[Table[Any]], optax.GradientTransformation]
 
 
 def one_per_layer(row: Row) -> tuple[int, ...]:

@@ -34,8 +34,8 @@ def muon(
     """Muon: the momentum of every hidden matrix is orthogonalized, layer by layer in a stack.
 
     Embeddings, `lm_head` and everything that isn't a matrix, gates among them, take Adam with `b1`, `b2` and `eps`.
-    Momentum is Nesterov's with optax's bias correction, which weighs the newest gradient more than PyTorch in the
-    first steps and the same later on; the iteration runs in float32 (PyTorch's in bfloat16).
+    Momentum is Nesterov's with optax's bias correction, which gives the newest gradient a larger weight than PyTorch in
+    the first steps, and the same later on; the iteration runs in float32 (PyTorch's in bfloat16).
 
     Formula: u = c · NS(β m̂ + (1-β) ĝ), NS(USVᵀ) ≈ UVᵀ, c = rms √max(in, out), or √max(1, out/in) with rms=0
     Paper: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); c of Liu et al. 2025 (arXiv:2502.16982)

@@ -17,7 +17,7 @@ from jaxstab.table import Raw, Row, Stored, Table, rows
 def qk_clip(
     threshold: Annotated[float, "Largest attention logit of a head that leaves its weights as they are."] = 100.0,
 ) -> Projection:
-    """Shrinks the query and key weights of a head whose largest attention logit was above the threshold.
+    """Shrinks the query and key weights of every head whose largest attention logit was above the threshold.
 
     It reads the maxima `max_attention_logit` [L, H], scaled as in the softmax. Query heads that share a key head shrink
     together, by the largest logit among them. Biases of q_proj and k_proj shrink too. It needs one stored matrix for
@@ -64,6 +64,6 @@ def _belongs(row: Row, matrix: Row) -> bool:
 
 
 def _columns(root_LG: Float[Array, "L G"], stored: Array) -> Array:
-    """The factor of every output unit, in a shape that multiplies a stack of matrices or of biases."""
+    """The factor of every output unit, in a shape that multiplies a stack of matrices or biases."""
     columns = jnp.repeat(root_LG, stored.shape[-1] // root_LG.shape[1], axis=1)
     return columns.reshape(len(stored), *(1,) * (stored.ndim - 2), -1)

@@ -1,7 +1,7 @@
-"""What a reparameterization is: a few pure functions between what is stored and what is used.
+"""What a reparameterization is: pure functions between stored parameters and effective weights.
 
-A method says what it stores in place of one matrix; `reparameterize` applies methods to a whole tree, whatever model
-the tree belongs to:
+A method describes what it stores in place of one matrix. `reparameterize` applies methods to a whole tree of weights,
+of any model:
 
     rep = reparameterize(table, wesar(sigma=0.0063))
     raw, state = rep.init(weights)                  # weights: a draw, a searched init, an imported model
@@ -9,7 +9,8 @@ the tree belongs to:
     logits = model.apply({"params": weights}, tokens)
     weights = rep.merge(raw, state)                 # plain weights for inference
 
-Methods compose, the first one nearest to the model: `reparameterize(table, mlra(...), wesar(...))` gates both factors.
+Methods compose, and the first is the one nearest to the model: `reparameterize(table, mlra(...), wesar(...))` gives
+both factors a gate.
 """
 
 from __future__ import annotations
@@ -49,7 +50,6 @@ class Method(NamedTuple):
         row, the weight and the standard deviation that the method is given are without it.
       preserves: whether `init` keeps the effective weight that it is given.
       linear: whether scaling what is stored scales the effective weight; not where a norm is divided out.
-      constant: whether the effective weight is what is stored times a constant, so that both change by the same ratio.
       prepare: (reparam, raw, state, outputs) -> raw: a phase before the first step, given `outputs`, effective weights
         -> {path of a matrix: what it puts out on a batch, with a leading layer axis where it is stacked}.
     """
@@ -62,8 +62,12 @@ class Method(NamedTuple):
     absorbs: bool = False
     preserves: bool = True
     linear: bool = True
-    constant: bool = False
     prepare: Callable[..., Raw] | None = None
+
+    @property
+    def constant(self) -> bool:
+        """Whether the effective weight is what is stored times a constant, so that both change by the same ratio."""
+        return self.kind in ("none", "constant")
 
 
 # What a method puts between the stored and the effective weight, in the order of a chain.

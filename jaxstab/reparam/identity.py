@@ -1,4 +1,4 @@
-"""No reparameterization: what is used is what is stored (times the table's constant multipliers)."""
+"""No reparameterization: effective weights are the stored ones (times the table's constant multipliers)."""
 
 from __future__ import annotations
 
@@ -20,5 +20,4 @@ def identity() -> Method:
         init=lambda row, weight, std, key: ({"weight": weight}, ()),
         effective=lambda row, stored, state: (stored["weight"], state),
         kind="none",
-        constant=True,
     )

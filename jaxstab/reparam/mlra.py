@@ -19,7 +19,7 @@ def mlra(
     std: Annotated[float, "Standard deviation s of both factors; 0 is what gives the product the backbone's."] = 0.0,
     control: Annotated[bool, "The control: one matrix of full rank, with the product's standard deviation."] = False,
 ) -> Method:
-    """Each matrix is a product of two factors, without anything between them. Heads split after the product.
+    """Each matrix is a product of two factors with nothing between them. Heads are split after the product.
 
     Formula: W̄ = U V, U ∈ R^{d_in × r}, V ∈ R^{r × d_out}, entries N(0, s²), so that Var(W̄) = r s⁴; control: N(0, r s⁴)
     Paper: Chung et al. 2024 (TEV), by its abstract; rank, initialization and norms are this project's reading.
@@ -27,9 +27,9 @@ def mlra(
     Checked against: NumPy float64 (tests/reparam).
     Certainty: remembered, low.
 
-    The effective matrix is multiplied out once a step: this trains a low-rank parameterization, and saves no compute.
-    Factors are drawn, so that weights that were imported or searched are not kept. With s = 0.02 the product is smaller
-    than a matrix of std s for every rank below 2500; the control tells the product's structure from its mere size.
+    The effective matrix is multiplied out once per step: this trains a low-rank parameterization, and saves no compute.
+    Factors are drawn, so that imported or searched weights are lost. With s = 0.02 the product is smaller than a matrix
+    of std s for every rank below 2500; the control separates the effect of a product from that of its size.
     """
     for role in roles:
         if role not in MATRICES:

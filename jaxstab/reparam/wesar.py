@@ -46,4 +46,4 @@ def wesar(
         gate = stored["gate"] if trainable_gates else jax.lax.stop_gradient(stored["gate"])
         return gate * stored["weight"], state
 
-    return Method(lambda row: row.is_matrix, rows, init, effective, absorbs=True, constant=not trainable_gates)
+    return Method(lambda row: row.is_matrix, rows, init, effective, absorbs=True)

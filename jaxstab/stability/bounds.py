@@ -12,12 +12,12 @@ def mlp_bound(
 ) -> Float[Array, "*L"]:
     """‖∂y/∂x'‖₂ <= 1 + (s_1 s_2 / s_x') (√d + √d_ffn)² for y = x' + W_2 F(W_1 N(x')).
 
-    Source: Takase et al. 2025, equation 15. Entries are taken to be independent and normal, so that a matrix's spectral
-    norm is s (√d_in + √d_out), and F to be the identity; GELU, whose slope reaches 1.13, may exceed it by as much.
+    Source: Takase et al. 2025, equation 15. It assumes independent normal entries, so that a matrix's spectral norm is
+    s (√d_in + √d_out), and that F is the identity; GELU, whose slope reaches 1.13, may exceed the bound by as much.
 
     Args:
       std_1, std_2: standard deviations of up_proj and down_proj.
-      std_x: that of the shortcut entering the branch.
+      std_x: standard deviation of the shortcut that enters the branch.
       width, mlp_width: d and d_ffn.
     """
     return 1 + std_1 * std_2 / std_x * (math.sqrt(width) + math.sqrt(mlp_width)) ** 2
@@ -32,7 +32,7 @@ def attention_bound(
 
     Args:
       std_o: standard deviation of o_proj.
-      std_x: that of the shortcut entering the branch.
+      std_x: standard deviation of the shortcut that enters the branch.
       heads_norm: ‖J^Z‖₂, the spectral norm of the Jacobian of the concatenated heads by the normed shortcut.
       width: d.
     """

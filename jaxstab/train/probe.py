@@ -1,4 +1,4 @@
-"""The measurements that need the model: one probe batch through its blocks, a layer at a time."""
+"""The measurements that need the model: a probe batch goes through its blocks, one layer at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def probe(
     segments_BT: Int[Array, "B T"] | None = None,
     iterations: int = 30,
 ) -> dict[str, Array]:
-    """What the blocks do to a probe batch, in float32, through the reference attention.
+    """Measures what the blocks do to a probe batch, in float32 and with the reference attention.
 
     - shortcut_std/{embedding,attention,mlp}: standard deviation of the shortcut's entries after the embedding, and in
       every layer after that branch (Takase et al. 2025, the s_x of their bounds)
@@ -39,7 +39,7 @@ def probe(
       `branch_bounds`
 
     Args:
-      model: its config says what is computed; the compute dtype and rematerialisation are the probe's own.
+      model: the probe takes its config, but for the compute dtype and rematerialisation.
       weights: effective weights.
       tokens_BT: the batch. The Jacobians cost about 5 x `iterations` forward passes of one of its sequences.
       segments_BT: document numbers, where attention stays inside documents.
@@ -100,10 +100,10 @@ def branch_bounds(
     key: Array,
     iterations: int,
 ) -> dict[str, Array]:
-    """The bounds of Takase et al. 2025 on the Jacobians of one pre-norm layer's branches, from its weights as they are.
+    """The bounds of Takase et al. 2025 on the Jacobians of one pre-norm layer's branches, by its present weights.
 
-    The paper's s_x is that of the token whose entries spread least, as it has the largest Jacobian. A norm's trained
-    gains, which the paper hasn't, count as part of the matrix or function that reads it.
+    s_x is here the standard deviation of the token whose entries spread least, which has the largest Jacobian. Gains of
+    norms, which the paper leaves out, count as part of the matrix or function that reads the norm.
 
     Args:
       config: the model's.
