@@ -15,8 +15,8 @@ class Projection(NamedTuple):
 
     Attributes:
       project: (table of what is stored, raw parameters after the update, forward maxima) -> raw parameters.
-      needs: names of the forward maxima that it reads, of the model's ATTENTION_INTERMEDIATES and MLP_INTERMEDIATES.
-        Each is `[L, ...]`, the maximum over the batch of the step, by the weights before the update.
+      needs: names of the forward maxima that it reads, of those among the model's intermediates: max_attention_logit
+        [L, H], max_activation [L]. They are taken over the batch of the step, with the weights before the update.
       shrinks: roles of the matrices that it scales down. The model has to feel that, so that the projection is refused
         where a norm divides their scale out; and a sudden fall of their norms is no sign of trouble.
     """
