@@ -187,14 +187,14 @@ def _std(row: Row, weight: jax.Array) -> jax.Array:
     return measured if row.std is None else jnp.broadcast_to(jnp.asarray(row.std, measured.dtype), measured.shape)
 
 
-def standardized(weight: jax.Array, std: jax.Array, key: jax.Array, axis: int | None = None) -> jax.Array:
-    """A weight over its standard deviation, for methods that divide a norm out: only its direction matters to them.
+def directed(weight: jax.Array, std: jax.Array, key: jax.Array, axis: int | None = None) -> tuple[jax.Array, jax.Array]:
+    """A weight that has a direction everywhere, for methods that divide a norm out, and its standard deviation.
 
-    What is zero, along the axis or as a whole, has no direction, and is drawn from N(0, 1) instead.
+    What is zero, along the axis or as a whole, is drawn from N(0, std²) instead; where `std` is 0 too, from N(0, 1).
     """
-    has_direction = jnp.any(weight, axis, keepdims=True)
-    drawn = jax.random.normal(key, weight.shape, weight.dtype)
-    return jnp.where(has_direction, weight / jnp.where(std > 0, std, 1.0), drawn)
+    std = jnp.where(std > 0, std, 1.0)
+    drawn = std * jax.random.normal(key, weight.shape, weight.dtype)
+    return jnp.where(jnp.any(weight, axis, keepdims=True), weight, drawn), std
 
 
 def _times(constant: float, weight: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxstab.numerics import power_iteration, unit
-from jaxstab.reparam.base import Method, Stored, standardized
+from jaxstab.reparam.base import Method, Stored, directed
 from jaxstab.table import Row
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -51,10 +51,10 @@ def sigma_reparam(
         return {"weight": row.replace(std=sigma), "gate": row.gate(1.0 if gate == "one" else None)}
 
     def init(row: Row, weight: jax.Array, std: jax.Array, key: jax.Array) -> tuple[Stored, jax.Array]:
-        direction = standardized(weight, std, jax.random.fold_in(key, 1))
+        direction, std = directed(weight, std, jax.random.fold_in(key, 1))
         u = power_vector(direction, key, iterations) if iterations else singular_vector(direction)
         norm, _ = spectral_norm(weight, u)  # as the first step will estimate it
-        return {"weight": sigma * direction, "gate": jnp.ones_like(norm) if gate == "one" else norm}, u
+        return {"weight": direction * (sigma / std), "gate": jnp.ones_like(norm) if gate == "one" else norm}, u
 
     def effective(row: Row, stored: Stored, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         norm, u = spectral_norm(stored["weight"], u)

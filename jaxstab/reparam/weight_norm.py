@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxstab.reparam.base import Method, Reparameterization, State, Stored, standardized
+from jaxstab.reparam.base import Method, Reparameterization, State, Stored, directed
 from jaxstab.table import EMBEDDINGS, Raw, Row, Weights, path_of
 
 TINY = 1e-12  # added to a squared norm: a unit whose stored weights have become zero keeps a finite gradient
@@ -61,7 +61,8 @@ def weight_norm(
     def init(row: Row, weight: jax.Array, std: jax.Array, key: jax.Array) -> tuple[Stored, Any]:
         norms = jnp.linalg.norm(weight, axis=summed(row))
         gates = {"norm": norms, "constant": jnp.full_like(norms, constant), "data": jnp.ones_like(norms)}[gate]
-        return {"weight": sigma * standardized(weight, std, key, summed(row)), "gate": gates}, ()
+        direction, std = directed(weight, std, key, summed(row))
+        return {"weight": direction * (sigma / std), "gate": gates}, ()
 
     def effective(row: Row, stored: Stored, state: Any) -> tuple[jax.Array, Any]:
         weight, axis = stored["weight"], summed(row)
