@@ -187,14 +187,13 @@ def _std(row: Row, weight: jax.Array) -> jax.Array:
     return measured if row.std is None else jnp.broadcast_to(jnp.asarray(row.std, measured.dtype), measured.shape)
 
 
-def directed(weight: jax.Array, std: jax.Array, key: jax.Array, axis: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """A weight that has a direction everywhere, for methods that divide a norm out, and its standard deviation.
+def directed(weight: jax.Array, std: float, key: jax.Array, axis: int | None = None) -> jax.Array:
+    """A stored weight that has a direction everywhere, for methods that divide its norm out.
 
-    What is zero, along the axis or as a whole, is drawn from N(0, std²) instead; where `std` is 0 too, from N(0, 1).
+    What is zero, along the axis or as a whole, is drawn from N(0, std²) instead.
     """
-    std = jnp.where(std > 0, std, 1.0)
     drawn = std * jax.random.normal(key, weight.shape, weight.dtype)
-    return jnp.where(jnp.any(weight, axis, keepdims=True), weight, drawn), std
+    return jnp.where(jnp.any(weight, axis, keepdims=True), weight, drawn)
 
 
 def _times(constant: float, weight: jax.Array) -> jax.Array:

@@ -51,10 +51,12 @@ def sigma_reparam(
         return {"weight": row.replace(std=sigma), "gate": row.gate(1.0 if gate == "one" else None)}
 
     def init(row: Row, weight: jax.Array, std: jax.Array, key: jax.Array) -> tuple[Stored, jax.Array]:
-        direction, std = directed(weight, std, jax.random.fold_in(key, 1))
+        scaled = weight * (sigma / jnp.where(std > 0, std, 1.0))
+        stored = directed(scaled, sigma, jax.random.fold_in(key, 1))
+        direction = jnp.where(jnp.any(weight), weight, stored)
         u = power_vector(direction, key, iterations) if iterations else singular_vector(direction)
         norm, _ = spectral_norm(weight, u)  # as the first step will estimate it
-        return {"weight": direction * (sigma / std), "gate": jnp.ones_like(norm) if gate == "one" else norm}, u
+        return {"weight": stored, "gate": jnp.ones_like(norm) if gate == "one" else norm}, u
 
     def effective(row: Row, stored: Stored, u: jax.Array) -> tuple[jax.Array, jax.Array]:
         norm, u = spectral_norm(stored["weight"], u)

@@ -61,8 +61,8 @@ def weight_norm(
     def init(row: Row, weight: jax.Array, std: jax.Array, key: jax.Array) -> tuple[Stored, Any]:
         norms = jnp.linalg.norm(weight, axis=summed(row))
         gates = {"norm": norms, "constant": jnp.full_like(norms, constant), "data": jnp.ones_like(norms)}[gate]
-        direction, std = directed(weight, std, key, summed(row))
-        return {"weight": direction * (sigma / std), "gate": gates}, ()
+        scaled = weight * (sigma / jnp.where(std > 0, std, 1.0))
+        return {"weight": directed(scaled, sigma, key, summed(row)), "gate": gates}, ()
 
     def effective(row: Row, stored: Stored, state: Any) -> tuple[jax.Array, Any]:
         weight, axis = stored["weight"], summed(row)
