@@ -99,7 +99,7 @@ def by_itself(program: Program, state: TrainState, rounds: int = 15) -> float:
         if not light:
             return found
         new_weights = program.setup.reparam.merge(optax.apply_updates(raw, updates), state.reparam)
-        return found, stability.light(
+        return found, stability.step_statistics(
             table,
             stored_table,
             raw=raw,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
+
+from jaxstab.table import Row
+
+Axes = int | tuple[int, ...] | None
 
 TO_SD = 1.4826  # the standard deviation of a normal distribution, in medians of its absolute deviations
 
@@ -63,3 +69,60 @@ def zclip_step(
     next_mean = mean + weight * (norm - mean)
     square = xp.where(is_first, (norm - mean) * (norm - next_mean), xp.square(norm - next_mean))
     return is_outlier, norm, ZClipStatistics(count + 1, next_mean, variance + weight * (square - variance))
+
+
+def widened(x: Array) -> Array:
+    """`x` in float32 where its dtype is narrower, as bfloat16 is."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def l2_norm(x: Array, axis: Axes = None, keepdims: bool = False) -> Array:
+    """√(Σ x²) over the axes, by default over all."""
+    return jnp.sqrt(jnp.sum(jnp.square(widened(x)), axis=axis, keepdims=keepdims))
+
+
+def rms(x: Array, axis: Axes = None, keepdims: bool = False) -> Array:
+    """√(mean x²) over the axes, by default over all."""
+    return jnp.sqrt(jnp.mean(jnp.square(widened(x)), axis=axis, keepdims=keepdims))
+
+
+def layer_axes(row: Row, x: Array) -> tuple[int, ...]:
+    """The axes within one layer: all but the first where the parameter is stacked, all where it isn't."""
+    return tuple(range(int(row.stacked), x.ndim))
+
+
+def matrix_norm(row: Row, weight: Float[Array, "*L I O"], keepdims: bool = False) -> Float[Array, "*L"]:
+    """Frobenius norm of a matrix, or of each layer of a stack; a vector's is its L2 norm."""
+    return l2_norm(weight, layer_axes(row, weight), keepdims)
+
+
+def unit(vector: Array) -> Array:
+    """A vector over its norm, in its own shape; a vector of zeros stays one."""
+    norm = l2_norm(vector)
+    return vector / jnp.where(norm > 0, norm, 1.0)
+
+
+def power_iteration(
+    forward: Callable[[Array], Array], backward: Callable[[Array], Array], v: Array
+) -> tuple[Array, Array]:
+    """One power iteration on a linear map: u = A v / ‖A v‖, v' = Aᵀ u / ‖Aᵀ u‖.
+
+    Source: Golub and Van Loan, Matrix Computations. u and v converge to the first singular vectors of A.
+
+    Args:
+      forward, backward: A and its transpose.
+      v: a vector that A is applied to, of any shape.
+
+    Returns:
+      u and v'.
+    """
+    u = unit(forward(v))
+    return u, unit(backward(u))
+
+
+def largest_singular_value(
+    forward: Callable[[Array], Array], backward: Callable[[Array], Array], start: Array, iterations: int
+) -> Float[Array, ""]:
+    """The largest singular value of a linear map A, from below: ‖A v‖ after power iterations from v = `start`."""
+    v = jax.lax.fori_loop(0, iterations, lambda _, v: power_iteration(forward, backward, v)[1], unit(start))
+    return l2_norm(forward(v))

@@ -208,7 +208,7 @@ def count(table: Table) -> int:
     return sum(row.size for row in rows(table))
 
 
-def by_role(function: Callable[..., Any], table: Table, *trees: Any) -> dict[str, Any]:
+def by_role(function: Callable[..., Any], table: Table[Side], *trees: Tree[Side]) -> dict[str, Any]:
     """Applies `function(row, *leaves)` to every matrix and returns {role: result}.
 
     Matrices of one role are expected to be stacked; a second one of the same role gets its path as its name.

@@ -15,9 +15,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.lib.stride_tricks import sliding_window_view
 
-from jaxstab.config import UserError, from_flat
+from jaxstab.config import UserError, build_method, from_flat
 from jaxstab.logging import in_force, read_measurements, read_metrics
+from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.numerics import robust_spread
+from jaxstab.optimize import PROJECTIONS
 from jaxstab.table import MATRICES, Row, rows
 from jaxstab.train.config import Config
 from jaxstab.train.setup import reparameterized
@@ -89,13 +91,12 @@ class History:
     @property
     def shrunk(self) -> tuple[str, ...]:
         """Roles of the matrices that the projection after an update may scale down, which no update ratio tells."""
-        clips = self.config is not None and self.config.optimizer.projection.method == "qk_clip"
-        return ("q_proj", "k_proj") if clips else ()
+        return build_method(self.config.optimizer.projection, PROJECTIONS).shrinks if self.config else ()
 
     @property
     def normalizes_embedding(self) -> bool:
         """Whether what enters the first block is normalised, so that it hasn't the scale of the embedding's matrix."""
-        return self.config is not None and self.config.model.embedding.method == "layer_norm"
+        return self.config is not None and build_method(self.config.model.embedding, EMBEDDINGS).normalized
 
 
 @functools.lru_cache(maxsize=8)

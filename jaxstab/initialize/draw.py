@@ -13,26 +13,26 @@ import jax.numpy as jnp
 from jaxstab.config import UserError
 from jaxstab.initialize.scales import Scale
 from jaxstab.initialize.transfer import Transfer
-from jaxstab.table import Row, Table, divided, rows
+from jaxstab.table import Effective, Row, Table, Weights, divided, rows
 
 
 def scaled(
-    table: Table,
+    table: Table[Effective],
     scale: Scale | Transfer,
     *,
     embedding: Callable[[float, int], float] = lambda std, width: 1.0,
-) -> Table:
-    """Fills in the standard deviations of a table's matrices, and whatever else the scale sets.
+) -> Table[Effective]:
+    """Fills in the standard deviations of a table's matrices, and what else the scale sets.
 
     Args:
       table: rows of effective weights.
       scale: the initial scale.
-      embedding: (std, width) -> constant multiplier of embed_tokens, `std` being what `scale` says: see
+      embedding: (std, width) -> constant multiplier of embed_tokens, `std` being that of `scale`; see
         `jaxstab.model.embeddings`.
     """
     width = next((row.width for row in rows(table) if row.role in ("embed_tokens", "lm_head")), 0)
     if isinstance(scale, Transfer) and not width:
-        raise UserError("mup and complete_p read the model's width off embed_tokens or lm_head; no matrix is either")
+        raise UserError("this initial scale reads the model's width off embed_tokens or lm_head; no matrix is either")
 
     def fill(row: Row) -> Row:
         if isinstance(scale, Transfer):
@@ -51,16 +51,16 @@ def scaled(
 
 
 def _tied(row: Row, stored: Any) -> Row:
-    """A tied matrix has the scale of its own by a constant multiplier of what is stored."""
+    """A tied matrix takes its own scale from a constant multiplier of its source, which is stored at `stored`."""
     multiplier: Any = divided(row.std, stored)
     return row if math.isclose(multiplier, row.multiplier) else row.replace(multiplier=multiplier)
 
 
-def draw(key: jax.Array, table: Table) -> Any:
+def draw(key: jax.Array, table: Table[Effective]) -> Weights:
     """Draws effective weights in float32: N(0, std²) for matrices, the row's value for everything else.
 
-    A parameter's draw depends on the key and on its path alone, so that the same seed gives the same effective weights
-    whatever is made of them, and on whatever mesh. A tied matrix is its source's transpose, rescaled to its own std.
+    A parameter's draw depends on the key and on its path alone, so that a seed gives the same effective weights under
+    every reparameterization and on every mesh. A tied matrix is its source's transpose, rescaled to its own std.
     """
     of = {row.path: row for row in rows(table)}
 

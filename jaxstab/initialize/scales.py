@@ -1,6 +1,6 @@
 """Initial scales: functions `row -> std` of the effective weights.
 
-An embedding's fan-in is its width, since a row of it is what enters the residual stream.
+An embedding's fan-in is its width, since one of its rows enters the residual stream.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def he(
     ] = math.sqrt(2),
     depth_scaled: Annotated[bool, "Whether o_proj and down_proj are times 1/sqrt(2N)."] = True,
 ) -> Scale:
-    """He initialization with residual scaling: what goes in comes out with the same variance.
+    """He initialization with residual scaling: the outputs of a layer have the variance of its inputs.
 
     Formula: gain/√d_in, times 1/√(2N) for o_proj and down_proj; gain √2 for down_proj, 1 elsewhere; embeddings 1/√d
     Paper: He et al. 2015; Nishida et al. 2024, Table 1.
@@ -61,7 +61,7 @@ def small() -> Scale:
 
 
 def megatron() -> Scale:
-    """The initialization of Megatron-LM in Spike No More. With Nishida et al.'s Small it is the same; the name differs.
+    """The initialization of Megatron-LM in Spike No More: Nishida et al.'s Small under another name.
 
     Formula: N(0, 2/(5d)), times 1/√(2N) for o_proj and down_proj
     Paper: Takase et al. 2025, Spike No More.

@@ -1,4 +1,4 @@
-"""Causal attention: a fused kernel, or one whose logits can be capped and looked at.
+"""Causal attention: a fused kernel, or one whose logits can be capped and measured.
 
 Shapes: B batch, T query length, S key length, H query heads, G key-value heads, R = H/G, K head size.
 """
@@ -53,7 +53,7 @@ def reference_attention(
     segments_BT: Int[Array, "B T"] | None,
     softcap: float = 0.0,
 ) -> tuple[Float[Array, "B T H K"], Float[Array, "B H T S"]]:
-    """Attention with its logits in memory, for what a fused kernel can't do.
+    """Attention with its logits in memory, for what a fused kernel doesn't offer.
 
     Returns:
       The output, and the logits in float32, -inf where a query may not see a key.

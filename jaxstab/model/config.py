@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from jaxstab.config import ConfigError, MethodConfig, Options, Range, option, section
+from jaxstab.model.activations import ACTIVATIONS
 from jaxstab.model.embeddings import EmbeddingConfig
 from jaxstab.model.placements import PlacementConfig
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "swiglu")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -29,7 +29,7 @@ class ModelConfig(Options):
     norm_eps: float = option(1e-5, "Epsilon of the normalization layers.", Range(0))
     positions: str = option("rotary", "Positional encoding.", choices=("rotary", "learned"))
     rope_theta: float = option(10000.0, "Base period of rotary embedding (rotate-half).", Range(above=0))
-    mlp: str = option("gelu", "MLP; `gelu` is exact (erf), `swiglu` adds a gate_proj.", choices=ACTIVATIONS)
+    mlp: str = option("gelu", "MLP; `gelu` is exact (erf), `swiglu` adds a gate_proj.", choices=tuple(ACTIVATIONS))
     bias: bool = option(False, "Biases in the linear layers of the blocks.")
     tie_embeddings: bool = option(False, "Whether lm_head is the transpose of the stored embed_tokens.")
     mask_documents: bool = option(False, "Whether attention stops at the end of a document.")

@@ -16,13 +16,15 @@ class Embedding(NamedTuple):
     """A treatment of the embedding.
 
     Attributes:
-      multiplier: (initial std, width) -> constant factor of embed_tokens. It is a column of the table, no operation of
-        the model, so that a gate may absorb it.
+      multiplier: (initial std, width) -> constant factor of embed_tokens. The table has it, not the model, so that a
+        gate may absorb it.
       apply: (x, norm) -> x, on the embedded tokens; a norm that isn't called has no parameters.
+      normalized: whether `apply` normalises the embedded tokens, so that no block sees the scale of the matrix.
     """
 
     multiplier: Callable[[float, int], float] = lambda std, width: 1.0
     apply: Callable[[Array, Callable[[Array], Array]], Array] = lambda x, norm: x
+    normalized: bool = False
 
 
 def plain() -> Embedding:
@@ -70,7 +72,7 @@ def layer_norm() -> Embedding:
     Checked against: NumPy float64 (tests/model).
     Certainty: primary, by a translation of the paper.
     """
-    return Embedding(apply=lambda x, norm: norm(x))
+    return Embedding(apply=lambda x, norm: norm(x), normalized=True)
 
 
 def detach(

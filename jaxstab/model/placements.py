@@ -1,7 +1,7 @@
-"""Norm placements: where a residual branch is normalised, and what of the shortcut reaches its end.
+"""Norm placements: where a residual branch is normalised, and how it is joined to the shortcut.
 
-A placement is a function of a branch `f`, the norms that stand before and after it, and the layer. A norm that it never
-calls has no parameters.
+A placement joins a branch `f` to the shortcut, given the layer and the norms that may stand before and after `f`.
+A norm that it never calls has no parameters.
 """
 
 from __future__ import annotations
@@ -34,16 +34,34 @@ class Branch(NamedTuple):
     depth: int
 
 
+class Norms(NamedTuple):
+    """Names of the norms before and after a block's two branches, as Hugging Face's models have them."""
+
+    before_attention: str = "input_layernorm"
+    after_attention: str = "post_attention_layernorm"
+    before_mlp: str = "pre_feedforward_layernorm"
+    after_mlp: str = "post_feedforward_layernorm"
+
+
+GEMMA_2 = Norms()
+# Llama has no norms after its branches, and gives Gemma 2's name for the one after attention to the one before the MLP.
+LLAMA = Norms(before_mlp="post_attention_layernorm")
+
+
 class Placement(NamedTuple):
     """A norm placement.
 
     Attributes:
       join: (branch, x) -> the shortcut after the branch.
+      norms: names of the norms that `join` calls.
       final_norm: whether a norm precedes lm_head.
+      bounded: whether bounds (15) and (20) of Takase et al. 2025 speak of its branches, which are then x + f(N(x)).
     """
 
     join: Callable[[Branch, Array], Array]
+    norms: Norms = GEMMA_2
     final_norm: bool = True
+    bounded: bool = False
 
 
 def pre() -> Placement:
@@ -51,19 +69,19 @@ def pre() -> Placement:
 
     Formula: x + f(N(x))
     Paper: Xiong et al. 2020, On Layer Normalization in the Transformer Architecture; GPT-2, Llama.
-    Parameters: one norm a branch, one at the end.
+    Parameters: one norm per branch, one at the end.
     Checked against: NumPy float64 (tests/model).
     Certainty: primary.
     """
-    return Placement(lambda branch, x: x + branch.f(branch.before(x)))
+    return Placement(lambda branch, x: x + branch.f(branch.before(x)), LLAMA, bounded=True)
 
 
 def post() -> Placement:
-    """The shortcut is normalised after every branch; the last block's output is, so no norm follows it.
+    """The shortcut is normalised after every branch. So is the last block's output, and no final norm follows.
 
     Formula: N(x + f(x))
     Paper: Vaswani et al. 2017.
-    Parameters: one norm a branch.
+    Parameters: one norm per branch.
     Checked against: NumPy float64 (tests/model).
     Certainty: primary.
     """
@@ -77,7 +95,7 @@ def deepnorm(
 
     Formula: N(α x + f(x)), α = (2N)^(1/4)
     Paper: Wang et al. 2022, DeepNet; GLM-130B (Zeng et al. 2023) has α = (2N)^(1/2).
-    Parameters: one norm a branch.
+    Parameters: one norm per branch.
     Checked against: NumPy float64 (tests/model); the effect of the matrices' first SGD update stays bounded
       as depth grows (tests/train/test_promises.py).
     Certainty: α remembered for DeepNorm, secondary for GLM-130B.
@@ -94,7 +112,7 @@ def peri() -> Placement:
 
     Formula: x + N'(f(N(x)))
     Paper: Kim et al. 2025, Peri-LN; Ding et al. 2021, CogView.
-    Parameters: two norms a branch, one at the end.
+    Parameters: two norms per branch, one at the end.
     Checked against: NumPy float64 (tests/model).
     Certainty: secondary.
     """
@@ -106,7 +124,7 @@ def reordered() -> Placement:
 
     Formula: x + N(f(x))
     Paper: OLMo 2 (2025), section 3.
-    Parameters: one norm a branch, one at the end.
+    Parameters: one norm per branch, one at the end.
     Checked against: NumPy float64 (tests/model).
     Certainty: primary.
     """
@@ -118,7 +136,7 @@ def pre_scaled() -> Placement:
 
     Formula: x + f(N(x) / sqrt(l)), l = 1 ... N
     Paper: Sun et al. 2025, The Curse of Depth in Large Language Models.
-    Parameters: one norm a branch, one at the end.
+    Parameters: one norm per branch, one at the end.
     Checked against: NumPy float64 (tests/model).
     Certainty: secondary, and the authors' README.
     """
@@ -126,7 +144,7 @@ def pre_scaled() -> Placement:
     def join(branch: Branch, x: Array) -> Array:
         return x + branch.f((branch.before(x) / jnp.sqrt(branch.layer)).astype(x.dtype))
 
-    return Placement(join)
+    return Placement(join, LLAMA)
 
 
 def none() -> Placement:

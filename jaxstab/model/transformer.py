@@ -2,16 +2,15 @@
 
     hidden_BTD = model.apply({"params": weights}, tokens_BT, method="hidden")
 
-The modules declare every matrix once, `[in, out]`, with its name and logical axes. They hold no initial scale and know
-nothing of reparameterization: `jaxstab.initialize` draws what `jaxstab.table` reads off them.
+The modules declare every matrix once, `[in, out]`, with its name and logical axes. They have no initial scales and know
+nothing of reparameterization: `jaxstab.table` reads the matrices off them, and `jaxstab.initialize` draws these.
 
 Shapes: B batch, T length, D width, H query heads, G key-value heads, K head size, F MLP width, V vocabulary, L layers.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import table
 from jaxstab.config import build_method
+from jaxstab.model.activations import ACTIVATIONS
 from jaxstab.model.attention import attention_entropy, fused_attention, reference_attention
 from jaxstab.model.config import ModelConfig
 from jaxstab.model.embeddings import EMBEDDINGS
@@ -32,39 +32,21 @@ ROLES = {
 } | {r"scale$": "norm", r"bias$": "bias"}
 
 
-@jax.custom_jvp
-def gelu(x: Array) -> Array:
-    """Exact GELU, x Φ(x), in float32 and back to the dtype of `x` (Hendrycks and Gimpel 2016)."""
-    x_32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (0.5 * x_32 * (1 + jax.lax.erf(x_32 * math.sqrt(0.5)))).astype(x.dtype)
+# What every block can sow, by the names that `Transformer.intermediates` takes.
+ATTENTION_INTERMEDIATES = ("max_attention_logit", "attention_entropy")
+MLP_INTERMEDIATES = ("dead_units", "max_activation")
 
 
-@gelu.defjvp
-def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # Φ(x) + x φ(x), taken where Φ is at hand: differentiating erf makes an MLP's backward pass a third slower (CPU).
-    (x,), (dx,) = primals, tangents
-    x_32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    cdf = 0.5 * (1 + jax.lax.erf(x_32 * math.sqrt(0.5)))
-    slope = cdf + x_32 * jnp.exp(-0.5 * jnp.square(x_32)) / math.sqrt(2 * math.pi)
-    return (x_32 * cdf).astype(x.dtype), slope.astype(x.dtype) * dx
+def reads_logits(intermediates: Collection[str]) -> bool:
+    """Whether any of these takes attention whose logits are in memory."""
+    return not set(ATTENTION_INTERMEDIATES).isdisjoint(intermediates)
 
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": gelu,
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-    "swiglu": jax.nn.silu,
-}
-
-# What can be seen of every block, by the names of `Transformer.see`.
-SEEN_IN_ATTENTION = ("max_attention_logit", "attention_entropy")
-SEEN_IN_MLP = ("dead_units", "max_activation")
 
 REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 def _declared(axes: tuple[str | None, ...]) -> Callable[..., Any]:
-    """Declares a parameter's shape and logical axes; its values are drawn elsewhere."""
+    """An initializer that gives logical axes alone: `jaxstab.initialize` draws the values."""
     return nn.with_logical_partitioning(nn.initializers.zeros, axes)
 
 
@@ -145,19 +127,26 @@ def rotate(x_BTHK: Float[Array, "B T H K"], tables_2TK: Float[Array, "2 T K"]) -
 
 
 def _sow(module: Any, name: str, value: Callable[[], Array]) -> None:
-    """Sows what the module has been asked to show."""
-    if name in module.see:
+    """Sows a value whose name is among the module's `intermediates`, and computes no other."""
+    if name in module.intermediates:
         module.sow("intermediates", name, value())
+
+
+def sown(variables: Mapping[str, Any]) -> dict[str, Array]:
+    """What the blocks of an `apply` with mutable=["intermediates"] have sown, by name: `[L, ...]`."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables.get("intermediates", {}))
+    return {path[-2].key: value for path, value in leaves}
 
 
 class Attention(nn.Module):
     """Causal self-attention with grouped-query heads.
 
-    It sows what `see` names, `[H]` each: the largest visible logit as max_attention_logit, and attention_entropy.
+    It sows what `intermediates` names, `[H]` each: the largest visible logit as max_attention_logit, and
+    attention_entropy.
     """
 
     config: ModelConfig
-    see: tuple[str, ...] = ()
+    intermediates: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x_BTD: Array, rotary_2TK: Array | None, segments_BT: Array | None) -> Array:
@@ -177,7 +166,7 @@ class Attention(nn.Module):
             k_BTGK = _norm(config, "k_norm", None)(k_BTGK)
         if rotary_2TK is not None:
             q_BTHK, k_BTGK = rotate(q_BTHK, rotary_2TK), rotate(k_BTGK, rotary_2TK)
-        if config.attention_softcap or set(self.see) & set(SEEN_IN_ATTENTION):
+        if config.attention_softcap or reads_logits(self.intermediates):
             out_BTHK, z_BHTS = reference_attention(q_BTHK, k_BTGK, v_BTGK, segments_BT, config.attention_softcap)
             _sow(self, "max_attention_logit", lambda: jnp.max(z_BHTS, axis=(0, 2, 3)))
             _sow(self, "attention_entropy", lambda: attention_entropy(z_BHTS))
@@ -193,12 +182,12 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two matrices and an activation, or three with `swiglu`.
 
-    It sows what `see` names: the fraction of units whose activation gets nothing positive from any token as dead_units,
-    and the largest absolute value that down_proj reads as max_activation.
+    It sows what `intermediates` names: dead_units is the fraction of units whose activation reads no positive value
+    from any token, max_activation the largest absolute value that down_proj reads.
     """
 
     config: ModelConfig
-    see: tuple[str, ...] = ()
+    intermediates: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
@@ -221,13 +210,13 @@ class Block(nn.Module):
     """Attention and MLP branches, joined to the shortcut as the norm placement says."""
 
     config: ModelConfig
-    see: tuple[str, ...] = ()
+    intermediates: tuple[str, ...] = ()
 
     def setup(self) -> None:
         config = self.config
         self.placement: Placement = build_method(config.norm_placement, PLACEMENTS)
-        self.self_attn = Attention(config, self.see)
-        self.mlp = MLP(config, self.see)
+        self.self_attn = Attention(config, self.intermediates)
+        self.mlp = MLP(config, self.intermediates)
         self.input_layernorm = _norm(config)
         self.post_attention_layernorm = _norm(config)
         self.pre_feedforward_layernorm = _norm(config)
@@ -241,16 +230,17 @@ class Block(nn.Module):
         def attend(x_BTD: Array) -> Array:
             return self.self_attn(x_BTD, rotary_2TK, segments_BT)
 
-        before, after = self.input_layernorm, self.post_attention_layernorm
-        return self.placement.join(Branch(attend, before, after, layer, self.config.layers), x_BTD)
+        norms = self.placement.norms
+        return self._join(attend, norms.before_attention, norms.after_attention, x_BTD, layer)
 
     def mlp_branch(self, x_BTD: Array, layer: Array) -> Array:
         """The shortcut after the MLP."""
-        # The name of Llama's norm before the MLP is that of Gemma 2's after attention.
-        is_llama = self.config.norm_placement.method in ("pre", "pre_scaled")
-        before = self.post_attention_layernorm if is_llama else self.pre_feedforward_layernorm
-        after = self.post_feedforward_layernorm
-        return self.placement.join(Branch(self.mlp, before, after, layer, self.config.layers), x_BTD)
+        norms = self.placement.norms
+        return self._join(self.mlp, norms.before_mlp, norms.after_mlp, x_BTD, layer)
+
+    def _join(self, f: Callable[[Array], Array], before: str, after: str, x_BTD: Array, layer: Array) -> Array:
+        branch = Branch(f, getattr(self, before), getattr(self, after), layer, self.config.layers)
+        return self.placement.join(branch, x_BTD)
 
     def __call__(
         self, x_BTD: Array, layer: Array, rotary_2TK: Array | None, segments_BT: Array | None
@@ -276,12 +266,12 @@ def _stack(config: ModelConfig) -> Any:
 class Transformer(nn.Module):
     """Embedding, blocks, final norm and lm_head.
 
-    Every block sows in "intermediates" what `see` names, of SEEN_IN_ATTENTION (which takes the reference attention) and
-    SEEN_IN_MLP.
+    Every block sows in "intermediates" what `intermediates` names, of ATTENTION_INTERMEDIATES (any of which takes the
+    reference attention) and MLP_INTERMEDIATES; `sown` reads it.
     """
 
     config: ModelConfig
-    see: tuple[str, ...] = ()
+    intermediates: tuple[str, ...] = ()
 
     def setup(self) -> None:
         config = self.config
@@ -292,7 +282,7 @@ class Transformer(nn.Module):
             )
         self.embedding = build_method(config.embedding, EMBEDDINGS)
         self.embed_norm = _norm(config)
-        self.layers = _stack(config)(config, self.see)
+        self.layers = _stack(config)(config, self.intermediates)
         self.norm = _norm(config)
         self.lm_head = Linear(config, config.vocabulary, ("embed", "vocab"))
 
@@ -330,7 +320,7 @@ class Transformer(nn.Module):
         return capped(logits_BTV, self.config.logits_softcap)
 
 
-def read_table(config: ModelConfig) -> table.Table:
+def read_table(config: ModelConfig) -> table.Table[table.Effective]:
     """The table of a model's effective weights, without allocating one."""
     tokens = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
     variables = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)

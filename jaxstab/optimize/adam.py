@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxstab.config import Range
-from jaxstab.optimize.layers import Bound, mean_square
+from jaxstab.numerics import layer_axes, rms
+from jaxstab.optimize.layers import TransformationFactory
 from jaxstab.table import Table
 
 B1 = Annotated[float, "Decay rate of the first moment.", Range(0, below=1)]
@@ -17,7 +18,7 @@ B2 = Annotated[float, "Decay rate of the second moment.", Range(0, below=1)]
 Eps = Annotated[float, "Added to the root of the second moment; no paper here states it, 1e-8 is PyTorch's.", Range(0)]
 
 
-def adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
+def adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> TransformationFactory:
     """Adam; decoupled weight decay (Loshchilov and Hutter 2019) follows it, as it follows every rule.
 
     Formula: u = m̂ / (√v̂ + eps), where m̂ and v̂ are the bias-corrected moving averages of g and g²
@@ -29,13 +30,13 @@ def adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
     return lambda _: optax.scale_by_adam(b1, b2, eps)
 
 
-def stable_adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
-    """AdamW with Adafactor's update clipping: a matrix that meets a gradient far above its second moment steps less.
+def stable_adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> TransformationFactory:
+    """AdamW with Adafactor's update clipping: where a gradient is far above its second moment, the step is smaller.
 
-    The RMS is that of one matrix, in a stack too. Weight decay keeps the rate that isn't clipped, as in the authors'
-    code. It replaces clipping of gradients: with it goes `clip.method=none`.
+    The RMS is taken over one matrix, in a stack too. Weight decay keeps the rate that isn't clipped, as in the authors'
+    code. It takes the place of gradient clipping, so that `clip.method=none` goes with it.
 
-    Formula: u = u_AdamW / max(1, RMS(g / √max(v̂, eps²))), one RMS a matrix
+    Formula: u = u_AdamW / max(1, RMS(g / √max(v̂, eps²))), one RMS per matrix
     Paper: Wortsman et al. 2023 (arXiv:2304.13013)
     Parameters: none; two values of state for each stored parameter
     Checked against: weights that the authors' StableAdamWUnfused gives, and NumPy in float64
@@ -50,7 +51,8 @@ def stable_adamw(b1: B1 = 0.9, b2: B2 = 0.95, eps: Eps = 1e-8) -> Bound:
             v_hat = optax.tree.bias_correction(state.nu, b2, state.count)
 
             def leaf(row: Any, u: jax.Array, g: jax.Array, v: jax.Array) -> jax.Array:
-                return u / jnp.maximum(1, jnp.sqrt(mean_square(row, g / jnp.sqrt(jnp.maximum(v, eps**2)))))
+                ratio = g / jnp.sqrt(jnp.maximum(v, eps**2))
+                return u / jnp.maximum(1, rms(ratio, layer_axes(row, ratio), keepdims=True))
 
             return jax.tree.map(leaf, table, updates, gradients, v_hat), state
 

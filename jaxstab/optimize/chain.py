@@ -13,21 +13,27 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxstab.config import ConfigError, MethodConfig, Options, Range, build_method, method_section, option, section
-from jaxstab.optimize import clipping, qk_clip
+from jaxstab.optimize import clipping, projections
 from jaxstab.optimize.adam import adamw, stable_adamw
-from jaxstab.optimize.layers import Bound
+from jaxstab.optimize.layers import TransformationFactory
 from jaxstab.optimize.muon import muon
+from jaxstab.optimize.projections import Projection
+from jaxstab.optimize.qk_clip import qk_clip
 from jaxstab.optimize.schedules import constant, cosine, linear, warmup_stable_decay, with_warmup
 from jaxstab.table import Table
 
-OPTIMIZERS: dict[str, Callable[..., Bound]] = {"adamw": adamw, "stable_adamw": stable_adamw, "muon": muon}
-CLIPS: dict[str, Callable[..., Bound]] = {
+OPTIMIZERS: dict[str, Callable[..., TransformationFactory]] = {
+    "adamw": adamw,
+    "stable_adamw": stable_adamw,
+    "muon": muon,
+}
+CLIPS: dict[str, Callable[..., TransformationFactory]] = {
     "global_norm": clipping.global_norm,
     "adagc": clipping.adagc,
     "zclip": clipping.zclip,
     "none": clipping.none,
 }
-PROJECTIONS: dict[str, Callable[..., qk_clip.Projection]] = {"none": qk_clip.none, "qk_clip": qk_clip.qk_clip}
+PROJECTIONS: dict[str, Callable[..., Projection]] = {"none": projections.none, "qk_clip": qk_clip}
 SCHEDULES = {
     "cosine": cosine,
     "linear": linear,
@@ -38,7 +44,7 @@ SCHEDULES = {
 RuleConfig = method_section("RuleConfig", OPTIMIZERS, "adamw", "Update rule (jaxstab/optimize).")
 ClipConfig = method_section("ClipConfig", CLIPS, "global_norm", "Gradient clipping (jaxstab/optimize/clipping.py).")
 ProjectionConfig = method_section(
-    "ProjectionConfig", PROJECTIONS, "none", "What is done to weights after an update (jaxstab/optimize/qk_clip.py)."
+    "ProjectionConfig", PROJECTIONS, "none", "What is done to weights after an update (jaxstab/optimize)."
 )
 ScheduleConfig = method_section(
     "ScheduleConfig",
@@ -107,7 +113,7 @@ class Optimizer(NamedTuple):
       clip: applied to the raw or to the effective gradient.
       update: from clipped raw gradients to updates; takes the extra argument `hypers`.
       schedule: position -> fraction of the peak learning rate.
-      project: (raw parameters after the update, what the forward pass measured) -> raw parameters.
+      project: (raw parameters after the update, forward maxima) -> raw parameters; see `Projection`.
     """
 
     clip: optax.GradientTransformation
@@ -134,7 +140,7 @@ def build(config: OptimizerConfig, table: Table, steps: int, effective: Table | 
         _decay_and_rate(config, table, schedule),
     )
     clipped = effective if effective is not None and config.clip_on == "effective" else table
-    project = functools.partial(build_method(config.projection, PROJECTIONS), table)
+    project = functools.partial(build_method(config.projection, PROJECTIONS).project, table)
     return Optimizer(build_method(config.clip, CLIPS)(clipped), update, schedule, project)
 
 

@@ -1,4 +1,4 @@
-"""Gradient clipping. No running statistic takes in a norm that isn't finite."""
+"""Gradient clipping. Norms that aren't finite enter no running statistic."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import optax
 from jaxtyping import Array, ArrayLike, Int
 
 from jaxstab.config import Range
-from jaxstab.numerics import ZClipStatistics, zclip_step
-from jaxstab.optimize.layers import Bound, norm, one_per_layer
+from jaxstab.numerics import ZClipStatistics, matrix_norm, zclip_step
+from jaxstab.optimize.layers import TransformationFactory, one_per_layer
 from jaxstab.table import Table
 
 
-def none() -> Bound:
+def none() -> TransformationFactory:
     """No clipping.
 
     Formula: g
@@ -28,7 +28,9 @@ def none() -> Bound:
     return lambda _: optax.identity()
 
 
-def global_norm(max_norm: Annotated[float, "Largest norm of the whole gradient.", Range(above=0)] = 1.0) -> Bound:
+def global_norm(
+    max_norm: Annotated[float, "Largest norm of the whole gradient.", Range(above=0)] = 1.0,
+) -> TransformationFactory:
     """Scales the whole gradient down to `max_norm` where its norm is larger.
 
     Formula: g · min(1, max_norm / ||g||), one norm over all parameters
@@ -41,7 +43,7 @@ def global_norm(max_norm: Annotated[float, "Largest norm of the whole gradient."
 
 
 class AdaGCState(NamedTuple):
-    """Norms taken in, and the one to expect of every matrix: float32, one entry a layer."""
+    """The number of updates, and the expected gradient norm of every matrix: float32, one entry per layer."""
 
     norms: Int[Array, ""]
     expected: Any
@@ -56,10 +58,10 @@ def adagc(
         int, "First updates, clipped by global norm, of which the average starts at the least.", Range(0)
     ] = 100,
     max_norm: Annotated[float, "Largest norm of the whole gradient in those.", Range(above=0)] = 1.0,
-) -> Bound:
+) -> TransformationFactory:
     """Clips the gradient of each matrix, in a stack too, by its own running norm; vectors and gates likewise.
 
-    Formula: g · min(1, ratio γ / ||g||), γ' = decay γ + (1-decay) ||clipped g||, one γ a matrix; γ₀ = min over warmup
+    Formula: g · min(1, ratio γ / ||g||), γ' = decay γ + (1-decay) ||clipped g||, one γ per matrix; γ₀ = min over warmup
     Paper: Wang et al. 2025 (arXiv:2502.11034)
     Parameters: none; one value of state for each matrix, vector and gate of each layer
     Checked against: norms that the authors' code gives, and NumPy in float64
@@ -73,16 +75,16 @@ def adagc(
     def update(table: Table, gradients: Any, state: AdaGCState, _: Any = None) -> tuple[Any, AdaGCState]:
         starting = state.norms < warmup
         whole = _factor(optax.tree.norm(gradients), max_norm)
-        sizes = jax.tree.map(norm, table, gradients)
+        sizes = jax.tree.map(functools.partial(matrix_norm, keepdims=True), table, gradients)
 
         def factor(size: Array, expected: Array) -> Array:
             return jnp.where(starting, whole, _factor(size, ratio * expected))
 
         def average(size: Array, factor: Array, expected: Array) -> Array:
-            followed = decay * jnp.where(jnp.isinf(expected), size, expected) + (1 - decay) * size * factor
-            taken = jnp.where(starting, jnp.minimum(expected, size * factor), followed)
-            # A gradient of zero, as behind a gate of zero, is no norm to expect: it would clip the next to nothing.
-            return jnp.where(jnp.isfinite(size) & (size > 0), taken, expected)
+            moved = decay * jnp.where(jnp.isinf(expected), size, expected) + (1 - decay) * size * factor
+            following = jnp.where(starting, jnp.minimum(expected, size * factor), moved)
+            # Behind a gate that is still zero a gradient is zero. To expect that would clip all later ones to zero.
+            return jnp.where(jnp.isfinite(size) & (size > 0), following, expected)
 
         factors = jax.tree.map(factor, sizes, state.expected)
         expected = jax.tree.map(average, sizes, factors, state.expected)
@@ -99,10 +101,10 @@ def zclip(
     decay: Annotated[float, "Decay rate of the running mean and variance of the norm.", Range(0, below=1)] = 0.97,
     warmup: Annotated[int, "First updates, whose norms give the first mean and variance.", Range(2)] = 25,
     max_norm: Annotated[float, "Largest norm of the whole gradient at any time; 0 sets none.", Range(0)] = 1.0,
-) -> Bound:
-    """Clips the whole gradient where its norm is an outlier among those before, the harder the farther out it is.
+) -> TransformationFactory:
+    """Clips the whole gradient where its norm is an outlier among those before: the larger, the harder it is clipped.
 
-    The statistics take in the norm as the outlier rule clips it, and not as `max_norm` does.
+    The statistics take in the norm that the outlier rule leaves, before `max_norm` is applied.
 
     Formula: z = (||g|| - μ) / (s + 1e-6); where z > threshold, ||g|| := μ + threshold² s / z
     Paper: Kumar et al. 2025 (arXiv:2504.02507)
@@ -125,5 +127,5 @@ def zclip(
 
 
 def _factor(size: Array, limit: ArrayLike) -> Array:
-    """What brings a norm down to a limit; 1 below it."""
+    """The factor that brings a norm down to a limit; 1 below the limit."""
     return jnp.where(size > limit, limit / size, 1.0)

@@ -11,7 +11,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxstab.config import Range
 from jaxstab.optimize.adam import B1, B2, Eps
-from jaxstab.optimize.layers import Bound
+from jaxstab.optimize.layers import TransformationFactory
 from jaxstab.table import EMBEDDINGS, Row, Table
 
 
@@ -32,12 +32,12 @@ def muon(
     b1: B1 = 0.9,
     b2: B2 = 0.95,
     eps: Eps = 1e-8,
-) -> Bound:
+) -> TransformationFactory:
     """Muon: the momentum of every hidden matrix is orthogonalized, layer by layer in a stack.
 
     Embeddings, `lm_head` and everything that isn't a matrix, gates among them, take Adam with `b1`, `b2` and `eps`.
-    Momentum is Nesterov's with optax's bias correction, which weighs the newest gradient more than PyTorch in the
-    first steps and the same later on; the iteration runs in float32 (PyTorch's in bfloat16).
+    Momentum is Nesterov's with optax's bias correction, which gives the newest gradient a larger weight than PyTorch in
+    the first steps, and the same later on; the iteration runs in float32 (PyTorch's in bfloat16).
 
     Where the initial scale has a learning rate of 1/m for a hidden matrix at m times the base width (mup, complete_p),
     that is for Adam, the norm of whose update grows with m. With rms=0 that of Muon's doesn't grow, and with an RMS it

@@ -1,7 +1,7 @@
-"""What a reparameterization is: a few pure functions between what is stored and what is used.
+"""What a reparameterization is: pure functions between stored parameters and effective weights.
 
-A method says what it stores in place of one matrix; `reparameterize` applies methods to a whole tree, whatever model
-the tree belongs to:
+A method describes what it stores in place of one matrix. `reparameterize` applies methods to a whole tree of weights,
+of any model:
 
     rep = reparameterize(table, wesar(sigma=0.0063))
     raw, state = rep.init(weights)                  # weights: a draw, a searched init, an imported model
@@ -9,7 +9,8 @@ the tree belongs to:
     logits = model.apply({"params": weights}, tokens)
     weights = rep.merge(raw, state)                 # plain weights for inference
 
-Methods compose, the first one nearest to the model: `reparameterize(table, mlra(...), wesar(...))` gates both factors.
+Methods compose, and the first is the one nearest to the model: `reparameterize(table, mlra(...), wesar(...))` gives
+both factors a gate.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
+from jaxstab import table as tables
 from jaxstab.config import ConfigError
-from jaxstab.table import Row, Table, divided, leaves_of, like, path_of
+from jaxstab.numerics import layer_axes, rms
+from jaxstab.table import Effective, Raw, Row, Table, Weights, divided, leaves_of, like, path_of
 from jaxstab.table import rows as rows_of
 
-Weights = Any  # tree of effective weights
-Raw = Any  # tree of stored parameters: a dict of arrays where a method stores several for one matrix
 State = Any  # tree of untrained float32 state, () where a method keeps none
-Stored = dict[str, jax.Array]
+Stored = dict[str, jax.Array]  # what a method stores for one parameter, by name
 
 
 class Method(NamedTuple):
-    """A reparameterization of one parameter, mostly a matrix.
+    """A reparameterization of one parameter, which is mostly a matrix.
 
-    No function sees the layer axis of arrays: stacks are mapped over it. A row does have it in its shape.
+    Arrays come without the layer axis, as stacks are mapped over it. A row has it in its shape.
 
     Attributes:
       applies: whether a parameter with this row is reparameterized; others are stored as they are.
@@ -45,8 +46,8 @@ class Method(NamedTuple):
       effective: (row, stored, state) -> (weight, state'): the effective weight, differentiable, and the state of the
         next step.
       kind: its place in a chain, one of KINDS.
-      absorbs: whether its gate takes a matrix's constant multiplier in. Otherwise the constant stays outside, and the
-        method sees neither it nor its share of the standard deviation.
+      absorbs: whether its gate takes in a matrix's constant multiplier. Otherwise the constant stays outside, and the
+        row, the weight and the standard deviation that the method is given are without it.
       preserves: whether `init` keeps the effective weight that it is given.
       fixed_gates: whether gates take no gradient, so that only decay would move them.
       linear: whether scaling what is stored scales the effective weight; not where a norm is divided out.
@@ -65,6 +66,11 @@ class Method(NamedTuple):
     fixed_gates: bool = False
     prepare: Callable[..., Raw] | None = None
 
+    @property
+    def constant(self) -> bool:
+        """Whether the effective weight is what is stored times a constant, so that both change by the same ratio."""
+        return self.kind in ("none", "constant")
+
 
 # What a method puts between the stored and the effective weight, in the order of a chain.
 KINDS = {
@@ -82,71 +88,76 @@ class Reparameterization(NamedTuple):
     Attributes:
       table: the table of what is stored; gates and factors are rows too.
       init: (weights, key) -> (raw, state).
-      effective: (raw, state) -> (weights, state'). State advances once a training step; evaluation drops state'.
+      effective: (raw, state) -> (weights, state'). State advances once per training step; evaluation drops state'.
+      constant: whether every effective weight is what is stored times a constant.
     """
 
-    table: Table
+    table: Table[tables.Stored]
     init: Callable[..., tuple[Raw, State]]
     effective: Callable[[Raw, State], tuple[Weights, State]]
+    constant: bool
 
     def merge(self, raw: Raw, state: State) -> Weights:
         """Plain weights, for inference without the reparameterization and its cost."""
         return self.effective(raw, state)[0]
 
 
-def reparameterize(table: Table, *methods: Method) -> Reparameterization:
+def reparameterize(table: Table[Effective], *methods: Method) -> Reparameterization:
     """Binds methods to a table of effective weights; with none, weights are stored as they are."""
-    links = []
+    links, inner = [], cast(Table[Any], table)
     for method in methods:
-        links.append(_bind(method, table))
-        table = links[-1].table
-    links.append(_stored_form(table))
+        links.append(_bind(method, inner))
+        inner = links[-1].table
+    links.append(_storage(inner))
 
     def init(weights: Weights, key: jax.Array | None = None) -> tuple[Raw, State]:
-        states = []
+        tree, states = cast(Any, weights), []
         for link in links:
-            weights, state = link.init(weights, jax.random.key(0) if key is None else key)
+            tree, state = link.init(tree, jax.random.key(0) if key is None else key)
             states.append(state)
-        return weights, tuple(states)
+        return tree, tuple(states)
 
     def effective(raw: Raw, state: State) -> tuple[Weights, State]:
-        states = []
+        tree, states = cast(Any, raw), []
         for link, old in zip(reversed(links), reversed(state), strict=True):
-            raw, new = link.effective(raw, old)
+            tree, new = link.effective(tree, old)
             states.append(new)
-        return raw, tuple(reversed(states))
+        return tree, tuple(reversed(states))
 
-    return Reparameterization(links[-1].table, init, effective)
+    return Reparameterization(links[-1].table, init, effective, all(link.constant for link in links))
 
 
-def _bind(method: Method, table: Table) -> Reparameterization:
+def _bind(method: Method, table: Table[Any]) -> Reparameterization:
     """One method over every leaf of a tree; stacks are mapped over their layers."""
 
     def constant(row: Row) -> float:
         return 1.0 if method.absorbs else row.multiplier
 
-    def seen(row: Row) -> Row:
+    def without_constant(row: Row) -> Row:
         return row.replace(std=divided(row.std, constant(row)), multiplier=row.multiplier / constant(row))
 
     def rows(row: Row) -> Any:
         if not method.applies(row):
             return row
-        return {name: stored.replace(path=f"{row.path}/{name}") for name, stored in method.rows(seen(row)).items()}
+        return {
+            name: stored.replace(path=f"{row.path}/{name}")
+            for name, stored in method.rows(without_constant(row)).items()
+        }
 
     def init_leaf(row: Row, weight: jax.Array, key: jax.Array) -> Any:
         if not method.applies(row):
             return weight, ()
         key = jax.random.fold_in(key, zlib.crc32(row.path.encode()))
         weight = _times(1 / constant(row), weight)
-        split = functools.partial(method.init, seen(row))
+        split = functools.partial(method.init, without_constant(row))
         if not row.stacked:
-            return split(weight, _std(seen(row), weight), key)
-        return jax.vmap(split)(weight, _std(seen(row), weight), jax.random.split(key, row.layers))
+            return split(weight, _std(without_constant(row), weight), key)
+        return jax.vmap(split)(weight, _std(without_constant(row), weight), jax.random.split(key, row.layers))
 
     def effective_leaf(row: Row, stored: Any, state: Any) -> Any:
         if not method.applies(row):
             return stored, state
-        joined = functools.partial(method.effective, seen(row))
+        joined = functools.partial(method.effective, without_constant(row))
         weight, state = (jax.vmap(joined) if row.stacked else joined)(stored, state)
         return _times(constant(row), weight), state
 
@@ -160,24 +171,31 @@ def _bind(method: Method, table: Table) -> Reparameterization:
     def effective(raw: Raw, state: State) -> tuple[Weights, State]:
         return _unzip(table, jax.tree.map(effective_leaf, table, raw, state))
 
-    return Reparameterization(stored_table, init, effective)
+    return Reparameterization(stored_table, init, effective, method.constant)
 
 
-def _check_shapes(table: Table, raw: Raw) -> None:
-    """Tells the author of a method where its `init` stores something else than its `rows` say."""
-    said = {row.path: row.shape for row in rows_of(table)}
-    made = {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(raw)}
-    if said != made:
-        path = min(dict(said.items() ^ made.items()))
-        raise ValueError(f"a method's rows say {path} {said.get(path)}, its init gives {made.get(path)}")
+def _check_shapes(table: Table[tables.Stored], raw: Raw) -> None:
+    """Raises a ValueError, for the author of a method, where its `init` stores something else than its `rows` say."""
+    declared = {row.path: row.shape for row in rows_of(table)}
+    stored = {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(raw)}
+    if declared != stored:
+        path = min(dict(declared.items() ^ stored.items()))
+        raise ValueError(f"a method's rows say {path} {declared.get(path)}, its init gives {stored.get(path)}")
 
 
 def _std(row: Row, weight: jax.Array) -> jax.Array:
     """The standard deviation of a parameter, or of each layer of a stack: the table's, or else measured."""
-    dtype = jnp.promote_types(weight.dtype, jnp.float32)
-    axes = tuple(range(int(row.stacked), weight.ndim))
-    measured = jnp.sqrt(jnp.mean(jnp.square(weight.astype(dtype)), axis=axes))
-    return measured if row.std is None else jnp.broadcast_to(jnp.asarray(row.std, dtype), measured.shape)
+    measured = rms(weight, layer_axes(row, weight))
+    return measured if row.std is None else jnp.broadcast_to(jnp.asarray(row.std, measured.dtype), measured.shape)
+
+
+def directed(weight: jax.Array, std: float, key: jax.Array, axis: int | None = None) -> jax.Array:
+    """A stored weight that has a direction everywhere, for methods that divide its norm out.
+
+    What is zero, along the axis or as a whole, is drawn from N(0, std²) instead.
+    """
+    drawn = std * jax.random.normal(key, weight.shape, weight.dtype)
+    return jnp.where(jnp.any(weight, axis, keepdims=True), weight, drawn)
 
 
 def _times(constant: float, weight: jax.Array) -> jax.Array:
@@ -190,36 +208,37 @@ def _unzip(table: Table, pairs: Any) -> tuple[Any, Any]:
     return like(table, first), like(table, second)
 
 
-def _stored_form(table: Table) -> Reparameterization:
+def _storage(table: Table[Any]) -> Reparameterization:
     """The last link of every chain: constant multipliers are divided out, and what is tied is stored once."""
     flat = rows_of(table)
     place = {row.path: index for index, row in enumerate(flat)}
     sources = [_source(row, place, flat) if row.tied else None for row in flat]
 
     def init(weights: Weights, key: jax.Array) -> tuple[Raw, State]:
-        kept = [
+        leaves = [
             None if source is not None else _times(1 / row.multiplier, weight)
             for row, weight, source in zip(flat, leaves_of(table, weights), sources, strict=True)
         ]
-        return like(table, kept), ()
+        return like(table, leaves), ()
 
     def effective(raw: Raw, state: State) -> tuple[Weights, State]:
         leaves = leaves_of(table, raw)
-        used = []
+        weights = []
         for row, stored, source in zip(flat, leaves, sources, strict=True):
             shared = stored if source is None else leaves[source].T if row.is_matrix else leaves[source]
-            used.append(_times(row.multiplier, shared))
-        return like(table, used), state
+            weights.append(_times(row.multiplier, shared))
+        return like(table, weights), state
 
     stored = [
         None if source is not None else row.replace(std=divided(row.std, row.multiplier))
         for row, source in zip(flat, sources, strict=True)
     ]
-    return Reparameterization(like(table, stored), init, effective)
+    return Reparameterization(like(table, stored), init, effective, constant=True)
 
 
 def _source(row: Row, place: dict[str, int], flat: list[Row]) -> int:
-    """Where that is which `row` is tied to: below the same name as its own (".../weight") where methods apply to both.
+    """The index of the row that `row` is tied to; its path ends as that of `row` does (".../weight") where methods
+    apply to both.
 
     Raises:
       ConfigError: the two are stored in different forms.

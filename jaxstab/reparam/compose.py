@@ -10,7 +10,7 @@ from jaxstab.reparam.base import KINDS, Method
 
 
 def compose(config: MethodConfig, methods: Mapping[str, Callable[..., Method]]) -> tuple[Method, ...]:
-    """The chosen methods, the first nearest to the model.
+    """The chosen methods, the one nearest to the model first.
 
     Raises:
       ConfigError: two of them don't go together.
@@ -24,10 +24,10 @@ def compose(config: MethodConfig, methods: Mapping[str, Callable[..., Method]]) 
 
 
 def _clash(name: str, method: Method, other: str, following: Method) -> str:
-    """Why the second can't follow the first, or ""."""
+    """Why the second can't follow the first; "" where it can."""
     kinds = method.kind, following.kind
     if "none" in kinds:
-        return "identity stores matrices as they are; leave it out"
+        return f"{name if kinds[0] == 'none' else other} stores matrices as they are; leave it out"
     if kinds[0] == kinds[1]:
         return f"{name} and {other} both put {KINDS[kinds[0]]}; keep one"
     order = list(KINDS)

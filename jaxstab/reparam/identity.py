@@ -1,4 +1,4 @@
-"""No reparameterization: what is used is what is stored (times the table's constant multipliers)."""
+"""No reparameterization: effective weights are the stored ones (times the table's constant multipliers)."""
 
 from __future__ import annotations
 

@@ -23,17 +23,17 @@ def mlra(
     ] = 0.0,
     control: Annotated[bool, "The control: one matrix of full rank, with the product's standard deviation."] = False,
 ) -> Method:
-    """Each matrix is a product of two factors, without anything between them. Heads split after the product.
+    """Each matrix is a product of two factors with nothing between them. Heads are split after the product.
 
     Formula: W̄ = U V, U ∈ R^{d_in × r}, V ∈ R^{r × d_out}, entries N(0, s²), so that Var(W̄) = r s⁴; control: N(0, r s⁴)
     Paper: Chung et al. 2024 (TEV), by its abstract; rank, initialization and norms are this project's reading.
-    Parameters: r (d_in + d_out) - d_in d_out a matrix: none at the default rank.
+    Parameters: r (d_in + d_out) - d_in d_out per matrix: none at the default rank.
     Checked against: NumPy float64 (tests/reparam).
     Certainty: remembered, low.
 
-    The effective matrix is multiplied out once a step: this trains a low-rank parameterization, and saves no compute.
-    Factors are drawn, so that weights that were imported or searched are not kept. With s = 0.02 the product is smaller
-    than a matrix of std s for every rank below 2500; the control tells the product's structure from its mere size.
+    The effective matrix is multiplied out once per step: this trains a low-rank parameterization, and saves no compute.
+    Factors are drawn, so that imported or searched weights are lost. With s = 0.02 the product is smaller than a matrix
+    of std s for every rank below 2500; the control separates the effect of a product from that of its size.
     """
     for role in roles:
         if role not in MATRICES:
@@ -68,11 +68,12 @@ def mlra(
 
     def init(row: Row, weight: jax.Array, measured: jax.Array, key: jax.Array) -> tuple[Stored, Any]:
         if control:
-            return {"weight": weight * (math.sqrt(inner(row)) * std**2 / measured if std else 1.0)}, ()
+            return {"weight": weight * (product_std(row) / jnp.where(measured > 0, measured, 1.0) if std else 1.0)}, ()
         left, right = jax.random.split(key)
         s, r = factor_std(row, measured), inner(row)
+        left_std = jnp.where(s > 0, s, row.fan_in**-0.5)  # of a product of zeros, one factor has to get a gradient
         return {
-            "left": s * jax.random.normal(left, (row.fan_in, r), weight.dtype),
+            "left": left_std * jax.random.normal(left, (row.fan_in, r), weight.dtype),
             "right": s * jax.random.normal(right, (r, row.fan_out), weight.dtype),
         }, ()
 

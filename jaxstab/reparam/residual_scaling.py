@@ -16,8 +16,8 @@ def residual_scaling() -> Method:
     Checked against: branches scaled one by one in the model (tests/reparam).
     Certainty: primary, by Nishida et al.'s account of it.
 
-    The effective std stays the backbone's, whose own 1/√(2N), if it has one, isn't applied twice: what is stored is
-    √(2N) times larger than without.
+    The effective std stays the backbone's, so that its own 1/√(2N), if it has one, isn't applied twice: stored matrices
+    are √(2N) times larger than without this method.
     """
     return Method(
         applies=lambda row: bool(row.branch),

@@ -12,11 +12,11 @@ from jaxstab.table import Row
 
 
 def rezero() -> Method:
-    """One trainable gate a residual branch, 0 at initialization: every block starts as the identity.
+    """One trainable gate per residual branch, 0 at initialization: every block starts as the identity.
 
     Formula: x + a f(x), a = 0 at initialization, as W̄ = a W for the last matrix of each branch, b̄ = a b for its bias
     Paper: Bachlechner et al. 2020, equation 1; De and Smith 2020, SkipInit.
-    Parameters: 1 a branch.
+    Parameters: 1 per branch.
     Checked against: a model whose branches are zero, and NumPy float64 (tests/reparam).
     Certainty: remembered; the paper takes the norms out, which is the business of model.norm_placement.
     """
@@ -26,7 +26,8 @@ def rezero() -> Method:
         return {"weight": row, "gate": gate if row.is_matrix else gate.replace(tied=row.branch)}
 
     def init(row: Row, weight: jax.Array, std: jax.Array, key: jax.Array) -> tuple[Stored, Any]:
-        return {"weight": weight, "gate": jnp.zeros((), weight.dtype)}, ()
+        # The branch of a matrix of zeros is zero with the gate 1 too; with the gate 0, neither would get a gradient.
+        return {"weight": weight, "gate": jnp.where(jnp.any(weight), 0.0, 1.0).astype(weight.dtype)}, ()
 
     def effective(row: Row, stored: Stored, state: Any) -> tuple[jax.Array, Any]:
         return stored["gate"] * stored["weight"], state

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxstab.config import Range
-from jaxstab.reparam.base import Method, Raw, Reparameterization, State, Stored, Weights
-from jaxstab.table import EMBEDDINGS, Row, path_of
+from jaxstab.reparam.base import Method, Reparameterization, State, Stored, directed
+from jaxstab.table import EMBEDDINGS, Raw, Row, Weights, path_of
 
-TINY = 1e-12  # added to a squared norm, so that a row of zeros has a gradient
+TINY = 1e-12  # added to a squared norm: a unit whose stored weights have become zero keeps a finite gradient
 
 # effective weights -> {path of a matrix: what it puts out, [..., out], with a leading layer axis where it is stacked}
 Outputs = Callable[[Weights], dict[str, jax.Array]]
@@ -35,11 +35,11 @@ def weight_norm(
     ] = "norm",
     constant: Annotated[float, "Initial gate where gate=constant.", Range(above=0)] = 1.0,
 ) -> Method:
-    """One norm for each output unit, trained apart from the direction; the gradient goes through the normalization.
+    """One norm for each output unit, trained apart from its direction; the gradient goes through the normalization.
 
     Formula: w̄ = g w / ‖w‖ for every output unit's w ∈ R^{d_in}; g = ‖w̄‖, a constant, or 1/std(t) at initialization
     Paper: Salimans and Kingma 2016, equation 2 and section 3; Nishida et al. 2024, appendix C.1.
-    Parameters: 1 an output unit (token or feature of an embedding); 506,368 on the 1.3B model, 1,339.6M in all.
+    Parameters: 1 per output unit (token or feature of an embedding); 506,368 on the 1.3B model, 1,339.6M in all.
     Checked against: PyTorch's weight_norm (tests/parity), Flax's WeightNorm and NumPy float64 (tests/reparam).
     Certainty: primary; which "row" Nishida et al. mean in an embedding is open, and so are their initial gates.
 
@@ -47,7 +47,8 @@ def weight_norm(
     output units (and as many input units), lm_head has 32,000, and an embedding 32,000 tokens or 2,048 features. All
     matrices are normalized here, as their Table 4 says.
 
-    A stored matrix's scale changes nothing but its own effective learning rate, and so does its weight decay.
+    A stored matrix's scale changes nothing but its own effective learning rate, and so does its weight decay. A unit of
+    zeros has no direction: it gets a random one, and stays zero by its gate, from which it can grow.
     """
 
     def summed(row: Row) -> int:
@@ -55,13 +56,14 @@ def weight_norm(
 
     def rows(row: Row) -> dict[str, Row]:
         value = {"norm": None, "constant": constant, "data": 1.0}[gate]
-        kept = -3 - summed(row)  # of the last two axes, the other one
-        return {"weight": row.replace(std=sigma), "gate": row.gate(value, kept)}
+        other = -3 - summed(row)  # of the last two axes, the one that isn't summed over
+        return {"weight": row.replace(std=sigma), "gate": row.gate(value, other)}
 
     def init(row: Row, weight: jax.Array, std: jax.Array, key: jax.Array) -> tuple[Stored, Any]:
         norms = jnp.linalg.norm(weight, axis=summed(row))
         gates = {"norm": norms, "constant": jnp.full_like(norms, constant), "data": jnp.ones_like(norms)}[gate]
-        return {"weight": weight * (sigma / std), "gate": gates}, ()
+        scaled = weight * (sigma / jnp.where(std > 0, std, 1.0))
+        return {"weight": directed(scaled, sigma, key, summed(row)), "gate": gates}, ()
 
     def effective(row: Row, stored: Stored, state: Any) -> tuple[jax.Array, Any]:
         weight, axis = stored["weight"], summed(row)
@@ -76,8 +78,8 @@ def weight_norm(
 def calibrate(reparam: Reparameterization, raw: Raw, state: State, outputs: Outputs) -> Raw:
     """Data-dependent initialization: g ← g / std(t), b ← (b - mean(t)) / std(t), t being what each unit puts out.
 
-    A forward pass settles the gates whose inputs no longer change, those of one depth of the network after another; so
-    there are as many passes as matrices lie one behind the other: 4 a block, and the embedding's and lm_head's.
+    A forward pass settles the gates whose inputs no longer change: those of one depth of the network after another. It
+    takes as many passes as matrices lie one behind the other: 4 per block, and the embedding and lm_head.
 
     Args:
       reparam: a chain whose gates are weight_norm's.
@@ -85,21 +87,22 @@ def calibrate(reparam: Reparameterization, raw: Raw, state: State, outputs: Outp
         matrix isn't there, and those of an embedding's tokens, stay as they are.
     """
 
-    def rescaled(row: Row, stored: jax.Array, found: dict[str, jax.Array]) -> jax.Array:
+    def rescaled(row: Row, stored: jax.Array, output_of: dict[str, jax.Array]) -> jax.Array:
         module, _, name = row.path.removesuffix("/gate").rpartition("/")
-        output = found.get(f"{module}/kernel" if name == "bias" else f"{module}/{name}")
+        output = output_of.get(f"{module}/kernel" if name == "bias" else f"{module}/{name}")
         if output is None or row.role not in ("gate", "bias"):
             return stored
         axes = tuple(range(int(row.stacked), output.ndim - 1))
         mean, std = jnp.mean(output, axes), jnp.std(output, axes)
         if std.shape != stored.shape:
             return stored
+        std = jnp.where(std > 0, std, 1.0)  # a unit that puts out one value alone has no scale to normalise
         return stored / std if row.role == "gate" else (stored - mean) / std
 
     @jax.jit
     def once(raw: Raw) -> Raw:
-        found = outputs(reparam.effective(raw, state)[0])
-        return jax.tree.map(lambda row, stored: rescaled(row, stored, found), reparam.table, raw)
+        output_of = outputs(reparam.effective(raw, state)[0])
+        return jax.tree.map(lambda row, stored: rescaled(row, stored, output_of), reparam.table, raw)
 
     for _ in range(4 * max(row.depth for row in jax.tree.leaves(reparam.table)) + 2):
         raw = once(raw)
@@ -119,11 +122,11 @@ def linen_outputs(model: nn.Module, *inputs: Any) -> Outputs:
         _, variables = model.apply(
             {"params": weights}, *inputs, capture_intermediates=chosen, mutable=["intermediates"]
         )
-        found = {}
+        output_of = {}
         for key_path, output in jax.tree_util.tree_leaves_with_path(variables["intermediates"]):
             module = path_of(key_path).removesuffix("/__call__/0")
             for name in ("kernel", "embedding"):
-                found[f"{module}/{name}"] = output.astype(jnp.promote_types(output.dtype, jnp.float32))
-        return found
+                output_of[f"{module}/{name}"] = output.astype(jnp.promote_types(output.dtype, jnp.float32))
+        return output_of
 
     return outputs

@@ -19,11 +19,11 @@ def wesar(
     ] = math.sqrt(4e-5),
     trainable_gates: Annotated[bool, "Whether gates are trained; Table 7's `fixed` ablation when not."] = True,
 ) -> Method:
-    """One trainable gate a matrix, and one common standard deviation for everything that is stored.
+    """One trainable gate per matrix, and one common standard deviation for everything that is stored.
 
     Formula: W̄ = α W, W ~ N(0, σ²), α = std(W̄) / σ at initialization
     Paper: Nishida et al. 2024, section 4.1 and Table 1.
-    Parameters: 1 a matrix.
+    Parameters: 1 per matrix.
     Checked against: NumPy float64, and a PyTorch training of 20 steps (tests/parity).
     Certainty: primary; the paper leaves decay of the gates open.
 
@@ -36,7 +36,7 @@ def wesar(
         return {"weight": row.replace(std=sigma, multiplier=1.0), "gate": gate}
 
     def init(row: Row, weight: jax.Array, std: jax.Array, key: jax.Array) -> tuple[Stored, Any]:
-        gate = jnp.where(std > 0, std / sigma, 1.0)  # a matrix of zeros, as some imported ones are, stays one
+        gate = jnp.where(std > 0, std / sigma, 1.0)  # a matrix of zeros, as some models have, stays zero and can grow
         return {"weight": weight / gate, "gate": gate}, ()
 
     def effective(row: Row, stored: Stored, state: Any) -> tuple[jax.Array, Any]:

@@ -1,14 +1,15 @@
 """Measurements, and what guards a step: pure functions of what a training step holds."""
 
+from jaxstab.numerics import matrix_norm
 from jaxstab.stability.bounds import attention_bound, mlp_bound
 from jaxstab.stability.config import StabilityConfig
 from jaxstab.stability.full import weight_statistics
 from jaxstab.stability.gradients import gradient_statistics
 from jaxstab.stability.guard import DEVIATIONS, Guard, advance, detector_metrics, judge, start
-from jaxstab.stability.light import light
-from jaxstab.stability.norms import gates, global_norm, matrix_norm, matrix_rms, nonfinite_fraction, update_ratio
+from jaxstab.stability.norms import gates, global_norm, matrix_rms, nonfinite_fraction, update_ratio
 from jaxstab.stability.spectra import jacobian_norm, spectral_norm, stable_rank
 from jaxstab.stability.spikes import deviations_over
+from jaxstab.stability.step_statistics import step_statistics
 from jaxstab.stability.tev import tev, tev_histogram, token_matrices, token_variability
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "gradient_statistics",
     "jacobian_norm",
     "judge",
-    "light",
     "matrix_norm",
     "matrix_rms",
     "mlp_bound",
@@ -32,6 +32,7 @@ __all__ = [
     "spectral_norm",
     "stable_rank",
     "start",
+    "step_statistics",
     "tev",
     "tev_histogram",
     "token_matrices",

@@ -1,17 +1,15 @@
-"""What is measured at a cadence, of the weights alone. `gradients` has what needs gradients."""
+"""What is measured of the weights alone, now and then. What needs gradients stands in `gradients`."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 
 from jaxstab.stability.spectra import spectral_norm, stable_rank
 from jaxstab.stability.tev import tev_histogram, token_matrices
-from jaxstab.table import Row, Table, by_role
+from jaxstab.table import Effective, Row, Table, Weights, by_role
 
 
-def weight_statistics(table: Table, weights: Any) -> dict[str, jax.Array]:
+def weight_statistics(table: Table[Effective], weights: Weights) -> dict[str, jax.Array]:
     """Spectra and token variability of the effective weights.
 
     - spectral_norm, stable_rank: see the functions of these names
@@ -23,13 +21,13 @@ def weight_statistics(table: Table, weights: Any) -> dict[str, jax.Array]:
     """
     histograms = {role: tev_histogram(matrix) for role, matrix in token_matrices(table, weights).items()}
     spectra = by_role(_spectrum, table, weights)
-    measured = {
+    statistics = {
         "spectral_norm": {role: largest for role, (largest, _) in spectra.items()},
         "stable_rank": {role: rank for role, (_, rank) in spectra.items()},
         "tev_histogram": {role: counts for role, (counts, _) in histograms.items()},
         "tev_histogram_edges": {role: edges for role, (_, edges) in histograms.items()},
     }
-    return {f"stability/{name}/{role}": value for name, found in measured.items() for role, value in found.items()}
+    return {f"stability/{name}/{role}": value for name, by in statistics.items() for role, value in by.items()}
 
 
 def _spectrum(row: Row, weight: jax.Array) -> tuple[jax.Array, jax.Array]:

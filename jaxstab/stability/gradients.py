@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxstab.stability.norms import matrix_norm
-from jaxstab.table import Row, Table, by_role
+from jaxstab.numerics import layer_axes
+from jaxstab.stability.norms import global_norm
+from jaxstab.table import Side, Table, Tree, by_role
 
 
 def gradient_statistics(
-    table: Table, gradient_of: Callable[[Any], Any], micro_batches: Any, size: int
+    table: Table[Side], gradient_of: Callable[[Any], Tree[Side]], micro_batches: Any, size: int
 ) -> dict[str, Array]:
-    """Gradient variance, two quantities of that name kept apart, and gradient noise scale.
+    """The two quantities that are called gradient variance, and the gradient noise scale.
 
     - gradient_variance: (1/P) Σ_p Var_k[g_kp] over K micro-batches, unbiased (K - 1), over a matrix's P entries
     - gradient_entry_variance: the variance over the P entries of the mean gradient
@@ -40,35 +41,29 @@ def gradient_statistics(
     count = jax.tree.leaves(micro_batches)[0].shape[0]
     assert count > 1, "a variance needs two micro-batches"
     zero = jax.tree.map(lambda row: jnp.zeros(row.shape, jnp.float32), table)
-    none_yet = jax.tree.map(lambda row: jnp.zeros((row.layers,) * row.stacked, jnp.float32), table)
+    zero_per_layer = jax.tree.map(lambda row: jnp.zeros((row.layers,) * row.stacked, jnp.float32), table)
 
-    # Welford 1962: deviations from the running mean, so that nothing cancels; summed over a matrix at once.
+    # Welford 1962: with deviations from the running mean nothing cancels. Those of a matrix's entries are added up.
     def take_in(carry: Any, numbered: Any) -> tuple[Any, None]:
         mean, deviations = carry
         index, micro_batch = numbered
         gradient = gradient_of(micro_batch)
         new_mean = jax.tree.map(lambda m, g: m + (g - m) / index, mean, gradient)
-        added = jax.tree.map(lambda row, g, m, n: _summed(row, (g - m) * (g - n)), table, gradient, mean, new_mean)
+        added = jax.tree.map(
+            lambda row, g, m, n: jnp.sum((g - m) * (g - n), layer_axes(row, g)), table, gradient, mean, new_mean
+        )
         return (new_mean, jax.tree.map(jnp.add, deviations, added)), None
 
     numbers = jnp.arange(1.0, count + 1)
-    (mean, deviations), _ = jax.lax.scan(take_in, (zero, none_yet), (numbers, micro_batches))
+    (mean, deviations), _ = jax.lax.scan(take_in, (zero, zero_per_layer), (numbers, micro_batches))
     trace = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(deviations)) / (count - 1)  # tr(Σ) / b
-    square = sum(jnp.sum(jnp.square(matrix_norm(*pair))) for pair in _pairs(table, mean))
-    measured = {
+    square = jnp.square(global_norm(table, mean))
+    statistics = {
         "gradient_variance": by_role(
             lambda row, deviation: deviation / (count - 1) / (row.fan_in * row.fan_out), table, deviations
         ),
         "gradient_entry_variance": by_role(lambda row, g: jnp.var(g, axis=(-2, -1)), table, mean),
     }
-    named = {f"stability/{name}/{role}": value for name, found in measured.items() for role, value in found.items()}
+    named = {f"stability/{name}/{role}": value for name, by in statistics.items() for role, value in by.items()}
     # |g|² - |ḡ|² is (1 - 1/K) tr(Σ)/b, so that McCandlish et al.'s two estimates are these:
     return named | {"stability/gradient_noise_scale": size * trace / (square - trace / count)}
-
-
-def _summed(row: Row, x: Array) -> Array:
-    return jnp.sum(x, axis=tuple(range(int(row.stacked), x.ndim)))
-
-
-def _pairs(table: Table, tree: Any) -> list[tuple[Row, Array]]:
-    return list(zip(jax.tree.leaves(table), jax.tree.leaves(tree), strict=True))

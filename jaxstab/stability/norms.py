@@ -9,17 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxstab.table import Row, Table, by_role, leaves_of, rows
+from jaxstab.numerics import matrix_norm, rms
+from jaxstab.table import Effective, Raw, Row, Side, Stored, Table, Tree, by_role, leaves_of, rows
 
 
-def matrix_norm(row: Row, weight: Float[Array, "*L I O"]) -> Float[Array, "*L"]:
-    """Frobenius norm of a matrix, or of each layer of a stack, in float32; a vector's is its L2 norm."""
-    axes = tuple(range(int(row.stacked), weight.ndim))
-    return jnp.sqrt(jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=axes))
-
-
-def global_norm(table: Table, tree: Any) -> Float[Array, ""]:
-    """L2 norm of a whole tree, from the norms of its leaves: beside measurements of these it costs no further pass."""
+def global_norm(table: Table[Side], tree: Tree[Side]) -> Float[Array, ""]:
+    """L2 norm of a whole tree, from the norms of its leaves: where these are measured too, it costs no further pass."""
     norms = jax.tree.leaves(jax.tree.map(matrix_norm, table, tree))
     return jnp.sqrt(sum(jnp.sum(jnp.square(norm)) for norm in norms))
 
@@ -29,17 +24,17 @@ def matrix_rms(row: Row, weight: Float[Array, "*L I O"]) -> Float[Array, "*L"]:
     return matrix_norm(row, weight) / math.sqrt(row.fan_in * row.fan_out)
 
 
-def update_ratio(table: Table, update: Any, stored: Any) -> dict[str, jax.Array]:
-    """‖ΔW‖/‖W‖ of every matrix before the update (Nishida et al. 2024, section 1), stored or effective as `table` is.
+def update_ratio(table: Table[Side], update: Tree[Side], weights: Tree[Side]) -> dict[str, jax.Array]:
+    """‖ΔW‖/‖W‖ of every matrix, stored or effective, W being that before the update (Nishida et al. 2024, section 1).
 
     Returns:
       {role: ratio}, `[L]` for stacked roles and scalar for the others, float32.
     """
-    return by_role(lambda row, du, w: matrix_norm(row, du) / matrix_norm(row, w), table, update, stored)
+    return by_role(lambda row, du, w: matrix_norm(row, du) / matrix_norm(row, w), table, update, weights)
 
 
-def gates(table: Table, stored_table: Table, raw: Any) -> dict[str, jax.Array]:
-    """The gates of every matrix that is stored with one; a gate that is a vector by its root mean square.
+def gates(table: Table[Effective], stored_table: Table[Stored], raw: Raw) -> dict[str, jax.Array]:
+    """The gates of every matrix that is stored with one, and of a gate that is a vector its root mean square.
 
     Args:
       table: rows of the effective weights.
@@ -49,23 +44,23 @@ def gates(table: Table, stored_table: Table, raw: Any) -> dict[str, jax.Array]:
     Returns:
       {role: gate}, `[L]` or scalar; a second gate of one role has its path as its name.
     """
-    found: dict[str, jax.Array] = {}
+    by_name: dict[str, jax.Array] = {}
     for row, stored_rows, stored in zip(
         rows(table), leaves_of(table, stored_table), leaves_of(table, raw), strict=True
     ):
         for stored_row, gate in zip(rows(stored_rows), jax.tree.leaves(stored), strict=True):
             if row.is_matrix and stored_row.role == "gate":
                 is_vector = gate.ndim > row.stacked
-                found[row.role if row.role not in found else stored_row.path] = (
-                    jnp.sqrt(jnp.mean(jnp.square(gate), axis=-1)) if is_vector else gate
+                by_name[row.role if row.role not in by_name else stored_row.path] = (
+                    rms(gate, axis=-1) if is_vector else gate
                 )
-    return found
+    return by_name
 
 
-def nonfinite_fraction(table: Table, tree: Any) -> dict[str, jax.Array]:
+def nonfinite_fraction(table: Table[Side], tree: Tree[Side]) -> dict[str, jax.Array]:
     """Fraction of the entries of every matrix that are NaN or infinite.
 
-    They are counted only where a norm isn't finite, so that it costs nothing beside `matrix_norm` where all is well.
+    They are counted only where a norm isn't finite, so that healthy steps pay for nothing but `matrix_norm`.
     """
     norms = by_role(matrix_norm, table, tree)
 

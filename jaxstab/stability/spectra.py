@@ -8,24 +8,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxstab.stability.norms import matrix_norm
+from jaxstab.numerics import largest_singular_value, matrix_norm
 from jaxstab.table import Row
 
-TINY = 1e-30  # smallest norm that a vector is divided by: a map to zero has norm zero
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def spectral_norm(row: Row, weight: Float[Array, "*L I O"], iterations: int = 100) -> Float[Array, "*L"]:
-    """‖W‖₂ of a matrix, or of each layer of a stack, in float32: never above it, and below by at
-    most log(d)/iterations of it on average.
+    """‖W‖₂ of a matrix, or of each layer of a stack, in float32.
 
-    Source: power iteration on WᵀW from a random vector (Golub and Van Loan, Matrix Computations); its error, whatever
-    the spectrum, Kuczyński and Woźniakowski 1992. Where one value stands out it is far smaller.
+    The value is never too large, and on average too small by at most the fraction log(d)/iterations, by far less where
+    one singular value stands out.
+
+    Source: power iteration from a random vector; Kuczyński and Woźniakowski 1992 for its error, whatever the spectrum.
     """
 
     def norm(w_IO: Array) -> Array:
         start_O = jax.random.normal(jax.random.key(0), w_IO.shape[1:])
-        return _power(
+        return largest_singular_value(
             lambda v: jnp.matmul(w_IO, v, precision=HIGHEST),
             lambda u: jnp.matmul(u, w_IO, precision=HIGHEST),
             start_O,
@@ -56,16 +56,5 @@ def jacobian_norm(function: Callable[[Array], Array], x: Array, key: Array, iter
     """
     _, forward = jax.linearize(function, x)
     backward = jax.linear_transpose(forward, x)
-    return _power(forward, lambda u: backward(u)[0], jax.random.normal(key, x.shape, x.dtype), iterations)
-
-
-def _power(
-    forward: Callable[[Array], Array], backward: Callable[[Array], Array], start: Array, iterations: int
-) -> Float[Array, ""]:
-    """The largest singular value of a linear map, given its transpose."""
-    v = jax.lax.fori_loop(0, iterations, lambda _, v: _unit(backward(forward(v))), _unit(start))
-    return jnp.sqrt(jnp.sum(jnp.square(forward(v))))
-
-
-def _unit(v: Array) -> Array:
-    return v / jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(v))), TINY)
+    start = jax.random.normal(key, x.shape, x.dtype)
+    return largest_singular_value(forward, lambda u: backward(u)[0], start, iterations)

@@ -25,7 +25,8 @@ from jaxstab.data import DataConfig
 from jaxstab.initialize import SCALES, InitConfig, Transfer
 from jaxstab.logging import LogConfig
 from jaxstab.model.config import ModelConfig
-from jaxstab.optimize import OptimizerConfig
+from jaxstab.model.transformer import reads_logits
+from jaxstab.optimize import PROJECTIONS, OptimizerConfig
 from jaxstab.reparam import METHODS, ReparamConfig, compose
 from jaxstab.scale import MeshConfig
 from jaxstab.stability import StabilityConfig
@@ -109,8 +110,9 @@ class Config(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        methods, initial = compose(self.reparam, METHODS), build_method(self.init, SCALES)
-        scales_branches = isinstance(initial, Transfer) and initial.scales_branches
+        methods = compose(self.reparam, METHODS)
+        backbone = build_method(self.init, SCALES)
+        scales_branches = isinstance(backbone, Transfer) and backbone.scales_branches
         if scales_branches and any(method.kind == "constant" for method in methods):
             raise ConfigError(
                 f"init.method={self.init.method} and reparam.method={self.reparam.method} both put a constant on the "
@@ -160,10 +162,11 @@ def check(config: Config) -> None:
 
     A run that was made before a pair was refused is read and replayed all the same: only new configs are checked.
     """
-    choice, options = config.optimizer.projection.method, config.optimizer
-    if config.model.attention == "cudnn" and choice == "qk_clip":
+    options = config.optimizer
+    if config.model.attention == "cudnn" and reads_logits(build_method(options.projection, PROJECTIONS).needs):
         raise ConfigError(
-            f"model.attention=cudnn has no logits for optimizer.projection.method={choice} to read; auto and xla do"
+            f"model.attention=cudnn has no logits for optimizer.projection.method={options.projection.method} to read; "
+            "auto and xla do"
         )
     if any(method.fixed_gates for method in compose(config.reparam, METHODS)):
         fixed = f"reparam.method={config.reparam.method} keeps its gates fixed"

@@ -7,7 +7,7 @@ from jax.sharding import AbstractMesh
 
 from jaxstab import scale
 from jaxstab.reparam import Method
-from jaxstab.table import Row, Std, Table, count, rows
+from jaxstab.table import Effective, Row, Std, Stored, Table, count, rows
 from jaxstab.train.config import Config
 from jaxstab.train.setup import reparameterized
 
@@ -36,12 +36,12 @@ def show(config: Config) -> None:
     print(f"{parameters:,} parameters ({parameters / 1e6:,.1f}M)")
 
 
-def _source(row: Row, effective: Table) -> Row:
+def _source(row: Row, effective: Table[Effective]) -> Row:
     """The effective parameter that a stored one is part of."""
     return next(e for e in rows(effective) if row.path == e.path or row.path.startswith(e.path + "/"))
 
 
-def _cells(row: Row, used: Row, stored: Table, methods: tuple[Method, ...], config: Config) -> tuple[str, ...]:
+def _cells(row: Row, used: Row, stored: Table[Stored], methods: tuple[Method, ...], config: Config) -> tuple[str, ...]:
     applied = [method for method in methods if method.applies(used)]
     gate = row.value if row.role == "gate" else None
     if row.is_matrix:
@@ -49,7 +49,7 @@ def _cells(row: Row, used: Row, stored: Table, methods: tuple[Method, ...], conf
         constant = row.multiplier if constant == 1 else constant
         beside = f"{row.path.rpartition('/')[0]}/gate"
         gate = next((s.value for s in rows(stored) if s.path == beside), None if constant == 1 else constant)
-    preserved = row.is_matrix and all(method.preserves for method in applied)
+    is_preserved = row.is_matrix and all(method.preserves for method in applied)
     decays = row.decay or (row.role == "gate" and config.optimizer.decay_gates)
     return (
         row.path,
@@ -57,7 +57,7 @@ def _cells(row: Row, used: Row, stored: Table, methods: tuple[Method, ...], conf
         "x".join(map(str, row.shape)) or "scalar",
         _number(row.std),
         _number(gate),
-        _number(used.std if preserved else None),
+        _number(used.std if is_preserved else None),
         f"{config.optimizer.weight_decay * (row.decay or 1.0):g}" if decays else "-",
         _sharding(row, config),
     )

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxstab import scale
 from jaxstab.data import segment_ids
 from jaxstab.model.loss import LossSums, chunked_loss
+from jaxstab.model.transformer import sown
 from jaxstab.table import Gradients, Weights
 from jaxstab.train.setup import Setup
 
@@ -38,12 +39,9 @@ def loss_sums(
     config = setup.config
     inputs_BT, targets_BT = tokens_BS[:, :-1], tokens_BS[:, 1:]
     mask_BT = jnp.broadcast_to(True if valid_B is None else valid_B[:, None], targets_BT.shape)
-    hidden_BTD, sown = setup.model.apply(
+    hidden_BTD, variables = setup.model.apply(
         {"params": weights}, inputs_BT, segments(setup, inputs_BT), method="hidden", mutable=["intermediates"]
     )
-    maxima: ForwardMaxima = {}
-    if "max_attention_logit" in setup.model.see:
-        (maxima["max_attention_logit"],) = sown["intermediates"]["layers"]["self_attn"]["max_attention_logit"]
     loss, sums = chunked_loss(
         hidden_BTD,
         weights["lm_head"]["kernel"],
@@ -54,7 +52,7 @@ def loss_sums(
         softcap=config.model.logits_softcap,
         groups=setup.mesh.shape["fsdp"],
     )
-    return loss, (sums, maxima)
+    return loss, (sums, sown(variables))
 
 
 def scan_micro_batches(body: Callable[[Carry, Any], Carry], carry: Carry, batch: Any, count: int) -> Carry:

@@ -1,4 +1,4 @@
-"""The measurements that need the model: one probe batch through its blocks, a layer at a time."""
+"""The measurements that need the model: a probe batch goes through its blocks, one layer at a time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxstab.config import build_method
 from jaxstab.model.config import ModelConfig
-from jaxstab.model.transformer import SEEN_IN_ATTENTION, SEEN_IN_MLP, Attention, Block, Transformer
+from jaxstab.model.placements import PLACEMENTS, Norms, Placement
+from jaxstab.model.transformer import ATTENTION_INTERMEDIATES, MLP_INTERMEDIATES, Attention, Block, Transformer, sown
+from jaxstab.numerics import rms
 from jaxstab.stability import attention_bound, jacobian_norm, mlp_bound
 
 
@@ -22,7 +25,7 @@ def probe(
     segments_BT: Int[Array, "B T"] | None = None,
     iterations: int = 30,
 ) -> dict[str, Array]:
-    """What the blocks do to a probe batch, in float32, through the reference attention.
+    """Measures what the blocks do to a probe batch, in float32 and with the reference attention.
 
     - shortcut_std/{embedding,attention,mlp}: standard deviation of the shortcut's entries after the embedding, and in
       every layer after that branch (Takase et al. 2025, the s_x of their bounds)
@@ -31,11 +34,12 @@ def probe(
     - dead_units, max_activation: of the MLP, see `jaxstab.model.transformer.MLP`
     - max_logit: the largest output logit
     - jacobian/{attention,mlp}: ‖∂(x + f(N(x)))/∂x‖₂ of each branch with its shortcut, on the first sequence
-    - jacobian_bound/{attention,mlp}: bounds (20) and (15) of Takase et al. 2025 on these, for `norm_placement=pre`
-      alone; (15) is of an MLP of two matrices, so that `swiglu` has none. See `branch_bounds`
+    - jacobian_bound/{attention,mlp}: bounds (20) and (15) of Takase et al. 2025 on these, where the norm placement is
+      one that they speak of (`Placement.bounded`); (15) is of an MLP of two matrices, so that `swiglu` has none. See
+      `branch_bounds`
 
     Args:
-      model: its config says what is computed; the compute dtype and rematerialisation are the probe's own.
+      model: the probe takes its config, but for the compute dtype and rematerialisation.
       weights: effective weights.
       tokens_BT: the batch. The Jacobians cost about 5 x `iterations` forward passes of one of its sequences.
       segments_BT: document numbers, where attention stays inside documents.
@@ -45,10 +49,11 @@ def probe(
       {"stability/<measurement>": value}: `[L]`, but for the scalars shortcut_std/embedding and max_logit.
     """
     config = dataclasses.replace(model.config, dtype="float32", remat="none", attention="xla")
-    plain, block = Transformer(config), Block(config, SEEN_IN_ATTENTION + SEEN_IN_MLP)
+    plain, block = Transformer(config), Block(config, ATTENTION_INTERMEDIATES + MLP_INTERMEDIATES)
     x_BTD, rotary_2TK = _apply(plain, weights, tokens_BT, method="embedded")
     first = None if segments_BT is None else segments_BT[:1]
     key = jax.random.key(0)
+    placement: Placement = build_method(config.norm_placement, PLACEMENTS)
 
     def layer(x_BTD: Array, numbered: tuple[Array, Any]) -> tuple[Array, dict[str, Array]]:
         number, own = numbered
@@ -61,29 +66,32 @@ def probe(
 
         between_BTD, in_attention = attend(x_BTD, segments_BT, mutable=["intermediates"])
         after_BTD, in_mlp = feed(between_BTD, mutable=["intermediates"])
-        found = {
-            **_sown(in_attention, "self_attn"),
-            **_sown(in_mlp, "mlp"),
+        measurements = {
+            **sown(in_attention),
+            **sown(in_mlp),
             "shortcut_std/attention": jnp.std(between_BTD),
             "shortcut_std/mlp": jnp.std(after_BTD),
             "jacobian/attention": jacobian_norm(lambda x: attend(x, first), x_BTD[:1], key, iterations),
             "jacobian/mlp": jacobian_norm(feed, between_BTD[:1], key, iterations),
         }
-        if config.norm_placement.method == "pre":
-            found |= branch_bounds(config, own, x_BTD[:1], between_BTD[:1], rotary_2TK, first, key, iterations)
-        return after_BTD, found
+        if placement.bounded:
+            measurements |= branch_bounds(
+                config, placement.norms, own, x_BTD[:1], between_BTD[:1], rotary_2TK, first, key, iterations
+            )
+        return after_BTD, measurements
 
-    _, found = jax.lax.scan(layer, x_BTD, (jnp.arange(1.0, config.layers + 1), weights["layers"]))
-    for name in SEEN_IN_ATTENTION:
-        by_head_LH = found.pop(name)
-        found |= {f"{name}/{head}": by_head_LH[:, head] for head in range(config.heads)}
-    found["shortcut_std/embedding"] = jnp.std(x_BTD)
-    found["max_logit"] = jnp.max(_apply(plain, weights, tokens_BT, segments_BT))
-    return {f"stability/{name}": value for name, value in found.items()}
+    _, measurements = jax.lax.scan(layer, x_BTD, (jnp.arange(1.0, config.layers + 1), weights["layers"]))
+    for name in ATTENTION_INTERMEDIATES:
+        by_head_LH = measurements.pop(name)
+        measurements |= {f"{name}/{head}": by_head_LH[:, head] for head in range(config.heads)}
+    measurements["shortcut_std/embedding"] = jnp.std(x_BTD)
+    measurements["max_logit"] = jnp.max(_apply(plain, weights, tokens_BT, segments_BT))
+    return {f"stability/{name}": value for name, value in measurements.items()}
 
 
 def branch_bounds(
     config: ModelConfig,
+    norms: Norms,
     layer: Any,
     x_BTD: Float[Array, "B T D"],
     between_BTD: Float[Array, "B T D"],
@@ -92,13 +100,14 @@ def branch_bounds(
     key: Array,
     iterations: int,
 ) -> dict[str, Array]:
-    """The bounds of Takase et al. 2025 on the Jacobians of one pre-norm layer's branches, from its weights as they are.
+    """The bounds of Takase et al. 2025 on the Jacobians of one pre-norm layer's branches, by its present weights.
 
-    The paper's s_x is that of the token whose entries spread least, as it has the largest Jacobian. A norm's trained
-    gains, which the paper hasn't, count as part of the matrix or function that reads it.
+    s_x is here the standard deviation of the token whose entries spread least, which has the largest Jacobian. Gains of
+    norms, which the paper leaves out, count as part of the matrix or function that reads the norm.
 
     Args:
       config: the model's.
+      norms: names of the layer's norms.
       layer: weights of the layer.
       x_BTD, between_BTD: the shortcut entering attention, and the MLP.
       rotary_2TK, segments_BT: as attention takes them.
@@ -106,39 +115,31 @@ def branch_bounds(
     """
 
     def normed(block: Block, x_BTD: Array) -> Array:
-        return block.input_layernorm(x_BTD)
+        return getattr(block, norms.before_attention)(x_BTD)
 
     # The concatenated heads are attention under an output matrix that does nothing.
     identity = {"kernel": jnp.eye(config.width), "bias": jnp.zeros(config.width)}
     own = layer["self_attn"] | {"o_proj": identity}
     h_BTD = _apply(Block(config), layer, x_BTD, method=normed)
-    gain_D = layer["input_layernorm"]["scale"]
+    gain_D = layer[norms.before_attention]["scale"]
     heads_norm = jacobian_norm(
         lambda moved_BTD: _apply(Attention(config), own, h_BTD + gain_D * moved_BTD, rotary_2TK, segments_BT),
         jnp.zeros_like(h_BTD),
         key,
         iterations,
     )
-    o_std = _rms(layer["self_attn"]["o_proj"]["kernel"])
+    o_std = rms(layer["self_attn"]["o_proj"]["kernel"])
     bounds = {"jacobian_bound/attention": attention_bound(o_std, _least_std(x_BTD), heads_norm, config.width)}
     if config.mlp != "swiglu":
         up_DF, down_FD = (layer["mlp"][name]["kernel"] for name in ("up_proj", "down_proj"))
-        gain_D1 = layer["post_attention_layernorm"]["scale"][:, None]
-        stds = _rms(gain_D1 * up_DF), _rms(down_FD), _least_std(between_BTD)
+        gain_D1 = layer[norms.before_mlp]["scale"][:, None]
+        stds = rms(gain_D1 * up_DF), rms(down_FD), _least_std(between_BTD)
         bounds["jacobian_bound/mlp"] = mlp_bound(*stds, *up_DF.shape)
     return bounds
 
 
 def _apply(module: nn.Module, weights: Any, *arguments: Any, **options: Any) -> Any:
     return module.apply({"params": weights}, *arguments, **options)
-
-
-def _sown(variables: Any, module: str) -> dict[str, Array]:
-    return {name: value for name, (value,) in variables["intermediates"][module].items()}
-
-
-def _rms(x: Array) -> Array:
-    return jnp.sqrt(jnp.mean(jnp.square(x)))
 
 
 def _least_std(x_BTD: Array) -> Array:

@@ -13,7 +13,7 @@ from jaxstab import initialize, optimize, scale
 from jaxstab.config import ConfigError, build_method
 from jaxstab.model.config import ModelConfig
 from jaxstab.model.embeddings import EMBEDDINGS
-from jaxstab.model.transformer import Transformer, read_table
+from jaxstab.model.transformer import Transformer, read_table, reads_logits
 from jaxstab.optimize import Optimizer
 from jaxstab.reparam import METHODS, Method, Reparameterization, compose, reparameterize
 from jaxstab.table import Effective, Stored, Table
@@ -68,15 +68,15 @@ def set_up(config: Config, end: int | None = None, mesh: Mesh | None = None) -> 
     """
     mesh = scale.make_mesh(config.mesh) if mesh is None else mesh
     config.check_devices(mesh.shape["replica"] * mesh.shape["fsdp"])
-    clips_logits = config.optimizer.projection.method == "qk_clip"
-    kernel = attention_kernel(config.model, mesh, clips_logits)
-    model_config = dataclasses.replace(config.model, attention=kernel)
-    model = Transformer(model_config, see=("max_attention_logit",) if clips_logits else ())
+    projection = build_method(config.optimizer.projection, optimize.PROJECTIONS)
+    kernel = attention_kernel(config.model, mesh, reads_logits(projection.needs))
+    model = Transformer(dataclasses.replace(config.model, attention=kernel), intermediates=projection.needs)
     table, methods, reparam = reparameterized(config)
-    if clips_logits and (config.model.qk_norm or not all(method.linear for method in methods)):
+    if projection.shrinks and (config.model.qk_norm or not all(method.linear for method in methods)):
         raise ConfigError(
-            "optimizer.projection.method=qk_clip scales stored queries and keys, which changes no logit under "
-            "model.qk_norm or a reparameterization that divides a norm out; leave one of them out"
+            f"optimizer.projection.method={config.optimizer.projection.method} scales stored "
+            f"{' and '.join(projection.shrinks)}, which changes nothing under model.qk_norm or a reparameterization "
+            "that divides a norm out; leave one of them out"
         )
     optimizer = optimize.build(config.optimizer, reparam.table, config.train.steps, table)
     return Setup(config, mesh, model, table, methods, reparam, optimizer, end)

@@ -76,7 +76,7 @@ def train_step(
     scalars = {name: value.astype(jnp.promote_types(value.dtype, jnp.float32)) for name, value in scalars.items()}
     if config.stability.measure == "off":
         return next_state, (scalars, {})
-    statistics = stability.light(
+    statistics = stability.step_statistics(
         table,
         reparam.table,
         raw=state.raw,
@@ -85,7 +85,7 @@ def train_step(
         gradients=gradients,
         clipped_raw_gradients=clipped_raw_gradients,
         updates=updates,
-        new_weights=None if config.reparam.method == "identity" else reparam.effective(new_raw, reparam_state)[0],
+        new_weights=None if reparam.constant else reparam.effective(new_raw, reparam_state)[0],
         eps=config.optimizer.eps,
     )
     measured, vectors = scalars_and_vectors(statistics)

@@ -170,7 +170,7 @@ def test_largest_attention_logits_are_seen_per_layer_and_head(changes):
     config = config_of(**changes)
     weights = random_weights(config)
     _, expected = reference(weights, config)
-    _, sown = Transformer(config, see=("max_attention_logit",)).apply(
+    _, sown = Transformer(config, intermediates=("max_attention_logit",)).apply(
         {"params": weights}, TOKENS, mutable=["intermediates"]
     )
     (found,) = sown["intermediates"]["layers"]["self_attn"]["max_attention_logit"]

@@ -57,7 +57,7 @@ LOGITS = largest_logits(RAW)
 
 def test_heads_above_the_threshold_come_down_to_it_and_others_stay():
     threshold = np.sort(LOGITS.reshape(-1, 2).max(1))[1] * 1.01  # two of the four groups are above it
-    raw = qk_clip(threshold)(TABLE, RAW, {"max_attention_logit": jnp.asarray(LOGITS, jnp.float32)})
+    raw = qk_clip(threshold).project(TABLE, RAW, {"max_attention_logit": jnp.asarray(LOGITS, jnp.float32)})
     group = LOGITS.reshape(LAYERS, KEY_HEADS, 2).max(-1)
     factor = np.repeat(np.minimum(1, threshold / group), 2, axis=1)
     assert 0 < np.sum(factor < 1) < factor.size
@@ -68,7 +68,7 @@ def test_heads_above_the_threshold_come_down_to_it_and_others_stay():
 
 def test_queries_and_keys_shrink_alike_and_nothing_else_changes():
     logits = jnp.asarray([[1.0, 400.0, 5.0, 6.0], [7.0, 8.0, 9.0, 10.0]])
-    raw = qk_clip(100.0)(TABLE, RAW, {"max_attention_logit": logits})
+    raw = qk_clip(100.0).project(TABLE, RAW, {"max_attention_logit": logits})
     ratio = jax.tree.map(lambda new, old: np.asarray(new / old), raw, RAW)
     for name, heads in (("q_proj", HEADS), ("k_proj", KEY_HEADS)):
         shrunk = heads // KEY_HEADS * SIZE  # the columns that belong to the first key head
@@ -83,7 +83,7 @@ def test_queries_and_keys_shrink_alike_and_nothing_else_changes():
 
 @pytest.mark.parametrize("logit", [np.nan, np.inf, -np.inf])
 def test_a_logit_that_is_not_finite_changes_nothing(logit):
-    raw = qk_clip(100.0)(TABLE, RAW, {"max_attention_logit": jnp.full((LAYERS, HEADS), logit)})
+    raw = qk_clip(100.0).project(TABLE, RAW, {"max_attention_logit": jnp.full((LAYERS, HEADS), logit)})
     assert jax.tree.all(jax.tree.map(lambda new, old: jnp.all(new == old), raw, RAW))
 
 
@@ -94,4 +94,6 @@ def test_the_projection_is_off_by_default():
 def test_weights_in_several_factors_are_refused():
     table = {**TABLE, "more": row("attn/q_proj/kernel/second", "q_proj", LAYERS, WIDTH, WIDTH)}
     with pytest.raises(ConfigError, match="one stored, stacked matrix for q_proj, not 2"):
-        qk_clip()(table, {**RAW, "more": jnp.ones((LAYERS, WIDTH, WIDTH))}, {"max_attention_logit": jnp.ones((2, 4))})
+        qk_clip().project(
+            table, {**RAW, "more": jnp.ones((LAYERS, WIDTH, WIDTH))}, {"max_attention_logit": jnp.ones((2, 4))}
+        )

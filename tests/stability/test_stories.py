@@ -117,8 +117,8 @@ def test_update_ratios_of_the_trained_model_stored_and_effective_under_wesar(sto
         updates = jax.tree.map(lambda g: -1e-2 * jnp.sign(g), gradients)
         given = {"raw": raw, "weights": weights, "raw_gradients": gradients, "gradients": weights, "updates": updates}
         new = rep.merge(jax.tree.map(jnp.add, raw, updates), state)
-        given |= {"seen_by_rule": gradients, "new_weights": new, "eps": 1e-8}
-        return stability.light(table, rep.table, **given), gradients
+        given |= {"clipped_raw_gradients": gradients, "new_weights": new, "eps": 1e-8}
+        return stability.step_statistics(table, rep.table, **given), gradients
 
     found, gradients = step(raw)
     sigma = np.sqrt(4e-5)

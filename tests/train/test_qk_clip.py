@@ -29,7 +29,7 @@ def program_of(threshold, **changes):
 
 
 def largest_logits(program, state):
-    model = Transformer(program.setup.config.model, see=("max_attention_logit",))
+    model = Transformer(program.setup.config.model, intermediates=("max_attention_logit",))
     _, sown = model.apply({"params": program.merge(state)}, TOKENS[:, :-1], mutable=["intermediates"])
     return np.asarray(sown["intermediates"]["layers"]["self_attn"]["max_attention_logit"][0])
 
@@ -57,5 +57,5 @@ def test_heads_above_the_threshold_come_down_to_it_and_others_stay(reparam):
     "changes", [{"reparam": "weight_norm"}, {"reparam": "sigma_reparam"}, {"model": {"qk_norm": True}}]
 )
 def test_it_is_refused_where_scaling_what_is_stored_changes_no_logit(changes):
-    with pytest.raises(ConfigError, match="qk_clip scales stored queries and keys"):
+    with pytest.raises(ConfigError, match="qk_clip scales stored q_proj and k_proj"):
         program_of(1.0, **changes)

@@ -1,36 +1,35 @@
-"""What is measured in every step, of what the step holds."""
+"""The measurements of every step."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 
-from jaxstab.stability.norms import gates, matrix_norm, matrix_rms, nonfinite_fraction, update_ratio
+from jaxstab.numerics import matrix_norm
+from jaxstab.stability.norms import gates, matrix_rms, nonfinite_fraction, update_ratio
 from jaxstab.stability.tev import tev, token_matrices
-from jaxstab.table import Table, by_role, rows
+from jaxstab.table import Effective, Gradients, Raw, RawGradients, Stored, Table, Weights, by_role, rows
 
 
-def light(
-    table: Table,
-    stored_table: Table,
+def step_statistics(
+    table: Table[Effective],
+    stored_table: Table[Stored],
     *,
-    raw: Any,
-    weights: Any,
-    raw_gradients: Any,
-    gradients: Any,
-    clipped_raw_gradients: Any,
-    updates: Any,
-    new_weights: Any | None,
+    raw: Raw,
+    weights: Weights,
+    raw_gradients: RawGradients,
+    gradients: Gradients,
+    clipped_raw_gradients: RawGradients,
+    updates: Raw,
+    new_weights: Weights | None,
     eps: float,
 ) -> dict[str, jax.Array]:
-    """The light measurements of one step, each a few passes over the parameters.
+    """The light measurements of one step. Each takes a few passes over the parameters.
 
     - update_ratio ‖ΔW‖/‖W‖ and update_ratio_effective ‖ΔW̄‖/‖W̄‖ (Nishida et al. 2024, section 1, Figures 1 and 9-12)
     - norm ‖W‖, norm_effective ‖W̄‖ (Figure 3), and grad_norm, grad_norm_effective of the gradients by either (Figure 8)
-    - gate: α, of what is stored with gates
+    - gate: α, of the matrices that are stored with gates
     - update_rms: √(mean ΔW²)
-    - grad_rms_over_eps: √(mean g²) / eps of the gradient that the update rule sees; near 1 and below, Adam's eps holds
+    - grad_rms_over_eps: √(mean g²) / eps of the gradient that the update rule gets; near 1 and below, Adam's eps holds
       the update down (Wortsman et al. 2023); left out where eps is 0
     - nonfinite_fraction: of the entries of the effective gradient
     - tev_mean, tev_std: see `tev`, of the effective embed_tokens and lm_head
@@ -41,16 +40,16 @@ def light(
       raw_gradients, gradients: by `raw` and by `weights`, before clipping.
       clipped_raw_gradients: the gradient by `raw`, after clipping.
       updates: what is added to `raw`.
-      new_weights: effective weights after the update; None where they are the stored ones up to constants, so that the
-        effective ratios are the stored ones.
-      eps: Adam's, which a row's multiplier multiplies.
+      new_weights: effective weights after the update; None where they are the stored parameters times constants, so
+        that the effective ratios are the stored ones.
+      eps: that of Adam, before the multiplier of each row.
 
     Returns:
       {"stability/<measurement>/<role>": value}, float32, `[L]` for roles that are stacked and scalar for the others.
       A second stored matrix of one role (a factor) has its path in place of the role.
     """
     stored_ratio = update_ratio(stored_table, updates, raw)
-    measured = {
+    statistics = {
         "update_ratio": stored_ratio,
         "update_ratio_effective": _with_tied(table, stored_ratio)
         if new_weights is None
@@ -64,16 +63,16 @@ def light(
         "nonfinite_fraction": nonfinite_fraction(table, gradients),
     }
     if eps:
-        measured["grad_rms_over_eps"] = by_role(
+        statistics["grad_rms_over_eps"] = by_role(
             lambda row, g: matrix_rms(row, g) / (eps * row.eps), stored_table, clipped_raw_gradients
         )
     of_tokens = {role: tev(matrix) for role, matrix in token_matrices(table, weights).items()}
-    measured["tev_mean"] = {role: mean for role, (mean, _) in of_tokens.items()}
-    measured["tev_std"] = {role: std for role, (_, std) in of_tokens.items()}
-    return {f"stability/{name}/{role}": value for name, found in measured.items() for role, value in found.items()}
+    statistics["tev_mean"] = {role: mean for role, (mean, _) in of_tokens.items()}
+    statistics["tev_std"] = {role: std for role, (_, std) in of_tokens.items()}
+    return {f"stability/{name}/{role}": value for name, by in statistics.items() for role, value in by.items()}
 
 
-def _with_tied(table: Table, ratios: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _with_tied(table: Table[Effective], ratios: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The ratios of a tied matrix are those of the one that is stored."""
     role_at = {row.path: row.role for row in rows(table)}
     return ratios | {row.role: ratios[role_at[row.tied]] for row in rows(table) if row.tied and row.is_matrix}

@@ -44,7 +44,7 @@ def measured(*methods, weights=None, rows=None, identity=False):
     given["gradients"] = jax.tree.map(lambda leaf: drawn(*leaf.shape), given["weights"])
     given["new_weights"] = rep.merge(jax.tree.map(jnp.add, raw, given["updates"]), state)
     passed = {**given, "new_weights": None} if identity else given
-    return jax.jit(lambda given: stability.light(rows, rep.table, **given, eps=EPS))(passed), given
+    return jax.jit(lambda given: stability.step_statistics(rows, rep.table, **given, eps=EPS))(passed), given
 
 
 def norms(stack):
@@ -148,7 +148,7 @@ def test_large_finite_entries_whose_norm_overflows_are_not_counted():
 def test_without_eps_nothing_is_divided_by_it():
     weights = weights_of()
     rows = table_of(weights)
-    found = stability.light(
+    found = stability.step_statistics(
         rows,
         rows,
         raw=weights,
