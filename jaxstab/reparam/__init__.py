@@ -8,7 +8,7 @@ from jaxstab.reparam.mlra import mlra
 from jaxstab.reparam.residual_scaling import residual_scaling
 from jaxstab.reparam.rezero import rezero
 from jaxstab.reparam.sigma_reparam import sigma_reparam
-from jaxstab.reparam.weight_norm import linen_outputs, weight_norm
+from jaxstab.reparam.weight_norm import Moments, linen_moments, weight_norm
 from jaxstab.reparam.wesar import wesar
 
 METHODS = {
@@ -32,11 +32,12 @@ ReparamConfig = method_section(
 __all__ = [
     "METHODS",
     "Method",
+    "Moments",
     "ReparamConfig",
     "Reparameterization",
     "compose",
     "identity",
-    "linen_outputs",
+    "linen_moments",
     "mlra",
     "reparameterize",
     "residual_scaling",

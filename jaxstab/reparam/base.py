@@ -51,7 +51,7 @@ class Method(NamedTuple):
       preserves: whether `init` keeps the effective weight that it is given.
       fixed_gates: whether gates take no gradient, so that only decay would move them.
       linear: whether scaling what is stored scales the effective weight; not where a norm is divided out.
-      prepare: (reparam, raw, state, outputs) -> raw: a phase before the first step, given `outputs`, effective weights
+      prepare: (reparam, raw, state, moments) -> raw: a phase before the first step, given `moments`, effective weights
         -> {path of a matrix: what it puts out on a batch, with a leading layer axis where it is stacked}.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,8 +16,12 @@ from jaxstab.table import EMBEDDINGS, Raw, Row, Weights, path_of
 
 TINY = 1e-12  # added to a squared norm: a unit whose stored weights have become zero keeps a finite gradient
 
-# effective weights -> {path of a matrix: what it puts out, [..., out], with a leading layer axis where it is stacked}
-Outputs = Callable[[Weights], dict[str, jax.Array]]
+
+class Moments(NamedTuple):
+    """Mean and variance of what each output unit of a matrix puts out, `[out]`, or `[L, out]` for a stack; float32."""
+
+    mean: jax.Array
+    variance: jax.Array
 
 
 def weight_norm(
@@ -75,7 +79,9 @@ def weight_norm(
     return Method(lambda row: row.is_matrix, rows, init, effective, preserves=preserves, linear=False, prepare=prepare)
 
 
-def calibrate(reparam: Reparameterization, raw: Raw, state: State, outputs: Outputs) -> Raw:
+def calibrate(
+    reparam: Reparameterization, raw: Raw, state: State, moments: Callable[[Weights], dict[str, Moments]]
+) -> Raw:
     """Data-dependent initialization: g ← g / std(t), b ← (b - mean(t)) / std(t), t being what each unit puts out.
 
     A forward pass settles the gates whose inputs no longer change: those of one depth of the network after another. It
@@ -83,50 +89,46 @@ def calibrate(reparam: Reparameterization, raw: Raw, state: State, outputs: Outp
 
     Args:
       reparam: a chain whose gates are weight_norm's.
-      outputs: effective weights -> what every matrix puts out on a batch, by its path; see `linen_outputs`. Gates whose
-        matrix isn't there, and those of an embedding's tokens, stay as they are.
+      moments: effective weights -> moments of what every matrix puts out on a batch, by its path; see `linen_moments`.
+        Gates whose matrix isn't there, and those of an embedding's tokens, stay as they are.
     """
 
-    def rescaled(row: Row, stored: jax.Array, output_of: dict[str, jax.Array]) -> jax.Array:
+    def rescaled(row: Row, stored: jax.Array, moments_of: dict[str, Moments]) -> jax.Array:
         module, _, name = row.path.removesuffix("/gate").rpartition("/")
-        output = output_of.get(f"{module}/kernel" if name == "bias" else f"{module}/{name}")
-        if output is None or row.role not in ("gate", "bias"):
+        unit = moments_of.get(f"{module}/kernel" if name == "bias" else f"{module}/{name}")
+        if unit is None or row.role not in ("gate", "bias") or unit.mean.shape != stored.shape:
             return stored
-        axes = tuple(range(int(row.stacked), output.ndim - 1))
-        mean, std = jnp.mean(output, axes), jnp.std(output, axes)
-        if std.shape != stored.shape:
-            return stored
-        std = jnp.where(std > 0, std, 1.0)  # a unit that puts out one value alone has no scale to normalise
-        return stored / std if row.role == "gate" else (stored - mean) / std
+        # A unit that puts out one value alone has no scale to normalise.
+        std = jnp.where(unit.variance > 0, jnp.sqrt(unit.variance), 1.0)
+        return stored / std if row.role == "gate" else (stored - unit.mean) / std
 
     @jax.jit
     def once(raw: Raw) -> Raw:
-        output_of = outputs(reparam.effective(raw, state)[0])
-        return jax.tree.map(lambda row, stored: rescaled(row, stored, output_of), reparam.table, raw)
+        moments_of = moments(reparam.effective(raw, state)[0])
+        return jax.tree.map(lambda row, stored: rescaled(row, stored, moments_of), reparam.table, raw)
 
     for _ in range(4 * max(row.depth for row in jax.tree.leaves(reparam.table)) + 2):
         raw = once(raw)
     return raw
 
 
-def linen_outputs(model: nn.Module, *inputs: Any) -> Outputs:
-    """What every module with a kernel or an embedding puts out on a batch, in float32, all in memory at once.
+def linen_moments(model: nn.Module, weights: Weights, *inputs: Any) -> dict[str, Moments]:
+    """Moments of what every module with a kernel or an embedding puts out on a batch, by the path of its matrix.
 
-    Modules under `nn.scan` need "intermediates" among their variable_axes.
+    They are taken module by module, so that no more is in memory than in a forward pass. Modules under `nn.scan` need
+    "intermediates" among their variable_axes.
     """
 
-    def chosen(module: nn.Module, method: str) -> bool:
-        return method == "__call__" and any(module.has_variable("params", name) for name in ("kernel", "embedding"))
+    def sow_moments(method: Callable[..., Any], arguments: Any, options: Any, context: Any) -> Any:
+        output, module = method(*arguments, **options), context.module
+        name = next((name for name in ("kernel", "embedding") if module.has_variable("params", name)), None)
+        if name and context.method_name == "__call__":
+            t = output.astype(jnp.promote_types(output.dtype, jnp.float32))
+            axes = tuple(range(t.ndim - 1))
+            module.sow("intermediates", name, Moments(jnp.mean(t, axes), jnp.var(t, axes)))
+        return output
 
-    def outputs(weights: Weights) -> dict[str, jax.Array]:
-        _, variables = model.apply(
-            {"params": weights}, *inputs, capture_intermediates=chosen, mutable=["intermediates"]
-        )
-        output_of = {}
-        for key_path, output in jax.tree_util.tree_leaves_with_path(variables["intermediates"]):
-            module = path_of(key_path).removesuffix("/__call__/0")
-            for name in ("kernel", "embedding"):
-                output_of[f"{module}/{name}"] = output.astype(jnp.promote_types(output.dtype, jnp.float32))
-        return output_of
-
-    return outputs
+    with nn.intercept_methods(sow_moments):
+        _, variables = model.apply({"params": weights}, *inputs, mutable=["intermediates"])
+    leaves = jax.tree_util.tree_leaves_with_path(variables["intermediates"], is_leaf=lambda x: isinstance(x, Moments))
+    return {path_of(path).removesuffix("/0"): unit for path, unit in leaves}

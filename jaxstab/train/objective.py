@@ -14,6 +14,7 @@ from jaxstab import scale
 from jaxstab.data import segment_ids
 from jaxstab.model.loss import LossSums, chunked_loss
 from jaxstab.model.transformer import sown
+from jaxstab.reparam import Moments, linen_moments
 from jaxstab.table import Gradients, Weights
 from jaxstab.train.setup import Setup
 
@@ -134,3 +135,25 @@ def evaluation_sums(
     batch, count = (tokens_BS, valid_B), setup.config.train.accumulation
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums_of, batch))
     return scan_micro_batches(lambda sums, part: jax.tree.map(jnp.add, sums, sums_of(part)), zero, batch, count)
+
+
+def output_moments(setup: Setup, tokens_BT: Int[Array, "B T"], weights: Weights) -> dict[str, Moments]:
+    """Moments of what every matrix puts out on a batch, by its path, one row per device in memory at a time."""
+    rows_on_a_device = len(tokens_BT) // (setup.mesh.shape["replica"] * setup.mesh.shape["fsdp"])
+
+    def of_rows(tokens_BT: Array) -> dict[str, Moments]:
+        return linen_moments(setup.model, weights, tokens_BT, segments(setup, tokens_BT))
+
+    def merge(number: Array, old: Moments, new: Moments) -> Moments:
+        """Of equally many values each, `number` micro-batches with the new one (Chan et al. 1983)."""
+        mean = old.mean + (new.mean - old.mean) / number
+        between = (new.mean - old.mean) * (new.mean - mean)
+        return Moments(mean, old.variance + (new.variance + between - old.variance) / number)
+
+    def add(carry: Any, tokens_BT: Array) -> Any:
+        number, moments = carry
+        new = of_rows(tokens_BT)
+        return number + 1, {path: merge(number, old, new[path]) for path, old in moments.items()}
+
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_rows, tokens_BT))
+    return scan_micro_batches(add, (jnp.ones(()), zero), tokens_BT, rows_on_a_device)[1]

@@ -14,7 +14,6 @@ from jaxtyping import Array, Int
 
 from jaxstab import scale
 from jaxstab.model.loss import LossSums
-from jaxstab.reparam import linen_outputs
 from jaxstab.table import Weights
 from jaxstab.train import measure, objective, step
 from jaxstab.train.config import Config
@@ -78,9 +77,11 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
 
 def prepare(setup: Setup, raw_shardings: Any, state: TrainState, tokens_BS: Int[Array, "B T+1"]) -> TrainState:
     """The phases that methods ask for between `init` and the first step, on the rows of one micro-batch."""
-    outputs = linen_outputs(setup.model, tokens_BS[:: setup.config.train.accumulation, :-1])
+    rows_BT = tokens_BS[:: setup.config.train.accumulation, :-1]
     for phase in filter(None, (method.prepare for method in setup.methods)):
-        raw = phase(setup.reparam, state.raw, state.reparam, outputs)
+        raw = phase(
+            setup.reparam, state.raw, state.reparam, functools.partial(objective.output_moments, setup, rows_BT)
+        )
         state = state._replace(raw=jax.device_put(raw, raw_shardings))
     return state
 

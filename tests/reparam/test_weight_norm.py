@@ -5,12 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from jaxstab.initialize import draw as draw_weights
 from jaxstab.initialize import scaled, small
 from jaxstab.model.config import ModelConfig
 from jaxstab.model.transformer import Transformer, read_table
-from jaxstab.reparam import linen_outputs, reparameterize, weight_norm
+from jaxstab.reparam import linen_moments, reparameterize, weight_norm
 from jaxstab.reparam.weight_norm import calibrate
 from jaxstab.table import Row, read
 
@@ -128,7 +129,7 @@ def test_calibration_is_the_papers_sequential_one():
     table = read(weights, {"first/kernel": "up_proj", "second/kernel": "lm_head", "bias": "bias"})
     rep = reparameterize(table, weight_norm(gate="data"))
     raw, state = rep.init(weights)
-    raw = calibrate(rep, raw, state, linen_outputs(model, x))
+    raw = calibrate(rep, raw, state, lambda weights: linen_moments(model, weights, x))
     y = x
     for name, activation in (("first", np.tanh), ("second", lambda t: t)):
         kernel = np.asarray(weights[name]["kernel"])
@@ -144,10 +145,12 @@ def test_calibration_gives_every_unit_of_the_transformer_unit_variance():
     model, table = Transformer(config), read_table(config)
     rep = reparameterize(table, weight_norm(gate="data", embedding="feature"))
     raw, state = rep.init(draw_weights(jax.random.key(1), scaled(table, small())))
-    raw = calibrate(rep, raw, state, linen_outputs(model, tokens))
+    raw = calibrate(rep, raw, state, lambda weights: linen_moments(model, weights, tokens))
     logits = model.apply({"params": rep.merge(raw, state)}, tokens)
     np.testing.assert_allclose(np.std(logits, axis=(0, 1)), 1, rtol=1e-3)
-    outputs = linen_outputs(model, tokens)(rep.merge(raw, state))
+    weights = rep.merge(raw, state)
+    _, sown = model.apply({"params": weights}, tokens, capture_intermediates=True, mutable=["intermediates"])
+    outputs = flatten_dict(sown["intermediates"], sep="/")
     for name in ("self_attn/q_proj", "self_attn/o_proj", "mlp/up_proj", "mlp/down_proj"):
-        np.testing.assert_allclose(np.std(outputs[f"layers/{name}/kernel"], axis=(1, 2)), 1, rtol=1e-3)
-        np.testing.assert_allclose(np.mean(outputs[f"layers/{name}/kernel"], axis=(1, 2)), 0, atol=1e-3)
+        np.testing.assert_allclose(np.std(outputs[f"layers/{name}/__call__"][0], axis=(1, 2)), 1, rtol=1e-3)
+        np.testing.assert_allclose(np.mean(outputs[f"layers/{name}/__call__"][0], axis=(1, 2)), 0, atol=1e-3)

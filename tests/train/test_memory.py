@@ -15,14 +15,14 @@ from jaxstab.train.program import build
 
 
 @functools.cache
-def program_of(width, length, batch_size, accumulation, vocabulary=512, measured="off", **reparam):
+def program_of(width, length, batch_size, accumulation, vocabulary=512, measured="off", method="identity", gate="norm"):
     values = default_config()
     values.model.update(width=width, layers=2, heads=2, vocabulary=vocabulary, max_length=length)
     values.data.length = length
     values.train.update(batch_size=batch_size, accumulation=accumulation, loss_chunk=16, steps=10)
     values.optimizer.warmup = 2
     values.stability.measure = measured
-    values.reparam.update(reparam)
+    values.reparam.method, values.reparam.weight_norm.gate = method, gate
     return build(resolve(values))
 
 
@@ -50,3 +50,10 @@ def test_the_guard_keeps_no_second_state(method, most):
     """Gradients and updates take 8 bytes per parameter, effective weights and their gradients as much again."""
     program = program_of(256, 8, 1, 1, vocabulary=64, method=method)
     assert temporaries(program, "step") <= most * count(program.setup.stored_table)
+
+
+def test_prepare_needs_no_more_memory_than_the_step():
+    program = program_of(64, 256, 16, 2, method="weight_norm", gate="data")
+    tokens = jax.ShapeDtypeStruct((16, 257), jnp.int32)
+    needed = jax.jit(program.prepare).lower(program.abstract_state, tokens).compile().memory_analysis()
+    assert needed.temp_size_in_bytes <= temporaries(program, "step")
