@@ -23,19 +23,22 @@ CONFIGURATION = """# Configuration
 
 Generated from the code: `python -m jaxstab.train.document docs`.
 
-A config file (`configs/*.py`) has a function `get_config` that returns the defaults below with some changed. Any key is
-overridden on the command line, and arguments of the file itself follow its name:
+A config file (`configs/*.py`) has a function `get_config` that returns the defaults below with some
+changed. Any key is overridden on the command line, and arguments of the file itself follow its
+name:
 
-    python main.py --config=configs/wesar.py:size=130m,method=small --config.train.steps=2000 --workdir=runs/small
+    python main.py --config=configs/wesar.py:size=130m,method=small --config.train.steps=2000 \\
+        --workdir=runs/small
 
-Tuples are written with commas, `--config.data.files=a/*.txt,b/*.txt`, bools as `--config.model.bias` and
-`--noconfig.model.bias`. A range holds for each entry of a tuple. A section with the key `method` chooses one function
-of a registry, whose options are the section of that function's name. The command line takes those of the chosen
-function only; a config file may set others too, which then have no effect.
+Tuples are written with commas, `--config.data.files=a/*.txt,b/*.txt`, bools as
+`--config.model.bias` and `--noconfig.model.bias`. A range holds for each entry of a tuple. A
+section with the key `method` chooses one function of a registry, whose options are the section of
+that function's name. The command line takes those of the chosen function only; a config file may
+set others too, which then have no effect.
 
-The resolved config is saved in the workdir, and a run is continued only by a config that agrees with it. Options of
-functions that aren't chosen don't count, and neither do these keys, which don't change what is trained (but for
-rounding):
+The resolved config is saved in the workdir, and a run is continued only by a config that agrees
+with it. Options of functions that aren't chosen don't count, and neither do these keys, which don't
+change what is trained (but for rounding):
 
 {free}.
 
@@ -44,9 +47,10 @@ A key that a run's config lacks, because the run is older than the key, has its 
 
 METHODS_PAGE = """# Methods
 
-Generated from the docstrings of the registered functions: `python -m jaxstab.train.document docs`. How a formula is
-checked is said per row; *certainty* tells where its definition comes from: primary (the paper or its authors' code),
-secondary (a translation, other people's code), remembered, or this project's reading.
+Generated from the docstrings of the registered functions: `python -m jaxstab.train.document docs`.
+How a formula is checked is said per row; *certainty* tells where its definition comes from: primary
+(the paper or its authors' code), secondary (a translation, other people's code), remembered, or
+this project's reading.
 """
 
 # key of the choice: (title, registry)
@@ -97,7 +101,7 @@ def configuration_page() -> str:
 
 def _section(name: str, cls: Any) -> str:
     doc = inspect.getdoc(cls) or ""
-    intro = [" ".join(doc.split())] if doc and not doc.startswith(cls.__name__) else []
+    intro = [textwrap.fill(" ".join(doc.split()), 100)] if doc and not doc.startswith(cls.__name__) else []
     head = ["| key | type | default | range | what it is |", "|---|---|---|---|---|"]
     return "\n".join([f"## {name}", "", *intro, *[""] * bool(intro), *head, *map(_row, declared(cls, f"{name}.")), ""])
 
