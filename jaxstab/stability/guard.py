@@ -92,8 +92,8 @@ def advance(
     with_readings = spikes.taken_in(guard.windows, readings_Q)
     enters = verdict.taken & finite
     windows = jax.tree.map(lambda new, old: jnp.where(enters, new, old), with_readings, guard.windows)
-    # A spike that is left out of the windows is a spike all the same.
-    counts = jnp.where(finite, with_readings.spikes, guard.windows.spikes)
+    # A spike that is skipped counts too; one that the host answers doesn't: the run goes on from the state before it.
+    counts = jnp.where(enters | finite & ~halted, with_readings.spikes, guard.windows.spikes)
     new = Guard(
         windows._replace(spikes=counts),
         jnp.where(finite, jnp.where(spike, guard.spikes + 1, 0), guard.spikes),

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxstab import stability
 from jaxstab.optimize import Hypers
-from jaxstab.table import Raw, RawGradients, Side, Tree, Weights
+from jaxstab.table import Raw, RawGradients, Side, Table, Tree, Weights
 from jaxstab.train import objective
 from jaxstab.train.measure import Measurements, scalars_and_vectors
 from jaxstab.train.setup import Setup
@@ -39,12 +39,12 @@ def train_step(
     norm_effective = stability.global_norm(table, gradients)
     clipped_raw_gradients: RawGradients
     if config.optimizer.clip_on == "effective":
-        clipped, clip = optimizer.clip.update(_at_most(hypers.max_norm, gradients, norm_effective), state.clip)
+        clipped, clip, was_clipped = _clipped(setup, table, hypers, gradients, norm_effective, state.clip)
         (clipped_raw_gradients,) = pullback(clipped)
-        was_clipped = stability.global_norm(table, clipped) < 0.9999 * norm_effective
     else:
-        clipped_raw_gradients, clip = optimizer.clip.update(_at_most(hypers.max_norm, raw_gradients, norm), state.clip)
-        was_clipped = stability.global_norm(reparam.table, clipped_raw_gradients) < 0.9999 * norm
+        clipped_raw_gradients, clip, was_clipped = _clipped(
+            setup, reparam.table, hypers, raw_gradients, norm, state.clip
+        )
     # Made once: XLA would clip anew for every moment, which keeps old moments alive beside the new ones.
     clipped_raw_gradients = jax.lax.optimization_barrier(clipped_raw_gradients)
 
@@ -58,6 +58,7 @@ def train_step(
     guard, verdict = stability.advance(config.stability, state.guard, verdict, readings_Q)
     new = TrainState(state.step + 1, new_raw, reparam_state, clip, rule, guard)
     next_state = jax.tree.map(functools.partial(jnp.where, verdict.taken), new, state._replace(guard=guard))
+    position = hypers.on_schedule(state.step)
     scalars: dict[str, Any] = {
         "train/loss": loss,
         "train/z_loss": config.train.z_loss * sums.z_loss / sums.targets,
@@ -66,13 +67,13 @@ def train_step(
         "train/grad_norm_effective": norm_effective,
         "train/update_norm": update_norm,
         "train/clipped": was_clipped,
-        "train/learning_rate": hypers.learning_rate * optimizer.schedule(hypers.on_schedule(state.step)),
+        "train/learning_rate": hypers.learning_rate * optimizer.schedule(position),
         "train/finite": verdict.finite,
         "train/spike": verdict.spike,
         "train/skipped": ~verdict.taken,
         "train/halted": guard.halted,
     }
-    scalars |= stability.detector_metrics(state.guard, readings_Q, state.step)
+    scalars |= stability.detector_metrics(state.guard, readings_Q, position)
     scalars = {name: value.astype(jnp.promote_types(value.dtype, jnp.float32)) for name, value in scalars.items()}
     if config.stability.measure == "off":
         return next_state, (scalars, {})
@@ -90,6 +91,14 @@ def train_step(
     )
     measured, vectors = scalars_and_vectors(statistics)
     return next_state, (scalars | measured, vectors)
+
+
+def _clipped(
+    setup: Setup, table: Table[Side], hypers: Hypers, gradients: Tree[Side], norm: Float[Array, ""], state: Any
+) -> tuple[Tree[Side], Any, Bool[Array, ""]]:
+    """Gradients of that norm, clipped as a roll-back asks and by the run's rule; its state; if they changed."""
+    clipped, state = setup.optimizer.clip.update(_at_most(hypers.max_norm, gradients, norm), state)
+    return clipped, state, stability.global_norm(table, clipped) < 0.9999 * norm
 
 
 def _at_most(max_norm: ArrayLike | None, gradients: Tree[Side], norm: Float[Array, ""]) -> Tree[Side]:
