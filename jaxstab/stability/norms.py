@@ -68,4 +68,5 @@ def nonfinite_fraction(table: Table[Side], tree: Tree[Side]) -> dict[str, jax.Ar
         return by_role(lambda row, x: jnp.mean(~jnp.isfinite(x), axis=(-2, -1), dtype=jnp.float32), table, tree)
 
     is_finite = jnp.stack([jnp.isfinite(norm).all() for norm in norms.values()]).all()
-    return jax.lax.cond(is_finite, lambda _: jax.tree.map(jnp.zeros_like, norms), counted, tree)
+    zeros = jax.tree.map(lambda norm: jnp.zeros(norm.shape, jnp.float32), norms)
+    return jax.lax.cond(is_finite, lambda _: zeros, counted, tree)
