@@ -1,4 +1,4 @@
-"""The door: python main.py [train|describe|data] --config=configs/quickstart.py --workdir=runs/quickstart"""
+"""The door: python main.py [COMMAND] --config=configs/quickstart.py --workdir=runs/quickstart"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs one command; returns the exit code."""
     debug = "--debug" in argv
     if not debug:
-        logging.set_verbosity(logging.FATAL)  # what orbax logs of a failed save, we say in one line
+        logging.set_verbosity(logging.FATAL)  # a failed save, of which orbax logs much, is one line of ours
     try:
         command, files, values = parse(argv)
         run(command, files, values, overrides(argv))
@@ -129,7 +129,7 @@ def _config_file(argv: Sequence[str]) -> str:
 
 
 def _line(error: Exception) -> str:
-    """One line of what absl or ml_collections tell in several: how it begins and, of a traceback, how it ends."""
+    """One line of what absl or ml_collections say in several: how it begins and, of a traceback, how it ends."""
     lines = str(error.args[0] if isinstance(error, KeyError) else error).strip().splitlines() or [""]
     return " ".join(dict.fromkeys([lines[0], lines[-1]]))
 
@@ -157,8 +157,8 @@ def run(command: str, files: Sequence[str], values: flags.FlagValues, overridden
 
     Args:
       command: one of COMMANDS.
-      files: that it is about.
-      values: of the flags.
+      files: those that it is about.
+      values: the values of the flags.
       overridden: keys of the config that the command line gives.
     """
     from jaxstab import data

@@ -3,7 +3,7 @@
     python benchmarks/first_run.py run --enwiki=corpus --wikitext=wikitext-2 --workdir=runs/first-run
     python benchmarks/first_run.py report --workdir=runs/first-run --out=docs/results/first-run
 
-`run` starts main.py once a cell, in turn; stopped and started again, it goes on where it was. `report` writes the
+`run` starts main.py once per cell, in turn; stopped and started again, it goes on where it was. `report` writes the
 table, the curves and the raw metrics.
 """
 

@@ -1,10 +1,10 @@
 """What light measurements cost: python benchmarks/measurements.py [proxy|130m] [rounds] > costs.json
 
 Times whole steps, with fetching, writing and TensorBoard, with `stability.measure=off` and `light` in turns, and `off`
-once more as the control: what that differs from `off` by is noise. A turn is one step, so that a machine's drift falls
+once more as the control, whose difference from `off` is noise. A turn is one step, so that a machine's drift falls
 on all alike, and each round takes every variant in another order. The vectors over layers are written as those of a
 model of 40 layers. On an idle machine; prints the ratios of each round, of seconds and of the process's CPU seconds,
-which what else runs on a machine disturbs less. A few percent of a step are hard to see so: `by itself` is what the
+which other programs disturb less. A few percent of a step are hard to see so: `by itself` is what the
 measurements take beyond the norms that every step takes, in a program without the step, and what the host takes longer.
 """
 
@@ -35,7 +35,7 @@ from jaxstab.train.program import Program, build
 from jaxstab.train.state import TrainState
 from jaxstab.train.step_io import hypers, pack, unpack
 
-LAYERS = 40  # as which the vectors are written
+LAYERS = 40  # the length of the vectors that are written
 VARIANTS = {"off": "off", "light": "light", "control": "off"}
 CLOCKS = ("seconds", "CPU seconds")
 
@@ -92,14 +92,14 @@ def by_itself(program: Program, state: TrainState, rounds: int = 15) -> float:
     table, stored_table = program.setup.table, program.setup.reparam.table
 
     @functools.partial(jax.jit, static_argnums=0)
-    def norms(light: bool, raw: Any, raw_gradients: Any, gradients: Any, clipped: Any, updates: Any, weights: Any):
+    def measure(light: bool, raw: Any, raw_gradients: Any, gradients: Any, clipped: Any, updates: Any, weights: Any):
         stored_trees = (raw_gradients, clipped, updates)
-        found = [stability.global_norm(stored_table, tree) for tree in stored_trees]
-        found.append(stability.global_norm(table, gradients))
+        norms = [stability.global_norm(stored_table, tree) for tree in stored_trees]
+        norms.append(stability.global_norm(table, gradients))
         if not light:
-            return found
+            return norms
         new_weights = program.setup.reparam.merge(optax.apply_updates(raw, updates), state.reparam)
-        return found, stability.step_statistics(
+        return norms, stability.step_statistics(
             table,
             stored_table,
             raw=raw,
@@ -114,11 +114,11 @@ def by_itself(program: Program, state: TrainState, rounds: int = 15) -> float:
 
     def seconds(light: bool) -> float:
         start = time.perf_counter()
-        jax.block_until_ready(norms(light, *given))
+        jax.block_until_ready(measure(light, *given))
         return time.perf_counter() - start
 
     weights = program.merge(state)
-    given = state.raw, state.raw, weights, state.raw, state.raw, weights  # how long it takes is no matter of values
+    given = state.raw, state.raw, weights, state.raw, state.raw, weights  # the time taken doesn't depend on values
     taken = [seconds(True) - seconds(False) for _ in range(rounds + 1)]
     return statistics.median(taken[1:])
 
@@ -133,17 +133,17 @@ def main() -> None:
         seconds = by_itself(runners["light"].program, runners["light"].state)
     median = {name: [statistics.median(each[name][i] for each in taken) for i in range(3)] for name in VARIANTS}
     off, written = median["off"], median["light"][2] - median["off"][2]
-    found = {"shape": shape, "rounds": rounds, "a step, off": {what: round(off[i], 4) for i, what in enumerate(CLOCKS)}}
-    found["by itself"] = {"seconds": round(seconds, 4), "fetched and written": round(written, 4)}
-    found["by itself, over a step"] = round((seconds + written) / off[0], 4)
+    costs = {"shape": shape, "rounds": rounds, "a step, off": {what: round(off[i], 4) for i, what in enumerate(CLOCKS)}}
+    costs["by itself"] = {"seconds": round(seconds, 4), "fetched and written": round(written, 4)}
+    costs["by itself, over a step"] = round((seconds + written) / off[0], 4)
     for clock, what in enumerate(CLOCKS):
         ratios = {name: [each[name][clock] / each["off"][clock] for each in taken] for name in ("light", "control")}
-        found[f"{what} over off"] = {name: summary(values) for name, values in ratios.items()}
-    print(json.dumps(found, indent=1))
+        costs[f"{what} over off"] = {name: summary(values) for name, values in ratios.items()}
+    print(json.dumps(costs, indent=1))
 
 
 def summary(ratios: list[float]) -> dict[str, Any]:
-    """Their median, with the 95% interval that resampling them gives it."""
+    """The ratios and their median, with its 95% interval by resampling."""
     resampled = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
     low, high = np.quantile(np.median(resampled, axis=1), (0.025, 0.975))
     rounded = [round(ratio, 4) for ratio in ratios]

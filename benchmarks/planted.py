@@ -190,7 +190,7 @@ def poisoned(
 
 
 def garbage(kind: str, position: int, length: int) -> np.ndarray:
-    """A record of garbage: one record of random bytes again and again, new ones each time, or a single byte's run."""
+    """A record of garbage: the same random bytes each time, new random bytes each time, or one byte repeated."""
     random = np.random.default_rng(0 if kind == "one record" else position)
     if kind == "one byte":
         return np.full(length, random.integers(256), np.int32)

@@ -4,7 +4,7 @@
     python benchmarks/recovery.py run --enwiki=corpus --workdir=runs/recovery
     python benchmarks/recovery.py report --workdir=runs/recovery --out=docs/results/recovery
 
-`plan` says what `run` will do. `run` starts main.py once a cell, in turn; stopped and started again, it goes on where
+`plan` says what `run` will do. `run` starts main.py once per cell, in turn; stopped and started again, it goes on where
 it was. First Small and WeSaR are tuned on seed 0, then everything runs on three seeds. `report` writes the tables into
 docs/results/recovery.md, between their marks, and the curves and the raw metrics beside it.
 """
@@ -39,7 +39,7 @@ import matplotlib.pyplot as plt
 
 CONFIG = "configs/spiking.py"
 SEEDS = (0, 1, 2)
-MINUTES = 3  # a cell, on one core
+MINUTES = 3  # per cell, on one core
 
 # Small is the config's own method. WeSaR starts from the same effective weights; its stored std is tuned with its rate.
 RATES = {"small": ("2.5e-3", "5e-3", "1e-2", "2e-2"), "wesar": ("2.5e-3", "5e-3", "1e-2", "2e-2")}
@@ -71,7 +71,7 @@ POISONED: dict[str, dict[str, Any]] = {
     "taken out, cosine": COSINE,
     "rollback, cosine": COSINE | ROLLBACK | {"stability.skip_batches": 30},
 }
-KEPT = ("step", "attempt", "train/loss", "train/grad_norm", "train/update_norm", "train/spike", "train/skipped")
+RAW_METRICS = ("step", "attempt", "train/loss", "train/grad_norm", "train/update_norm", "train/spike", "train/skipped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,12 +123,12 @@ def best(workdir: Path) -> dict[str, Cell]:
     """For each method the cell of the tuning that ends lowest on held-out text; empty where one is missing."""
     if not all(is_complete(workdir, each) for each in tuning()):
         return {}
-    found: dict[str, Cell] = {}
+    tuned: dict[str, Cell] = {}
     for each in tuning():
         method = each.name.split()[0]
-        if method not in found or final_loss(workdir, each) < final_loss(workdir, found[method]):
-            found[method] = each
-    return found
+        if method not in tuned or final_loss(workdir, each) < final_loss(workdir, tuned[method]):
+            tuned[method] = each
+    return tuned
 
 
 # Running it.
@@ -204,7 +204,7 @@ def is_complete(workdir: Path, each: Cell) -> bool:
     return (workdir / each.slug / "exit").exists()
 
 
-# What came of it.
+# Its results.
 
 
 def metrics(workdir: Path, each: Cell) -> list[dict[str, Any]]:
@@ -217,9 +217,9 @@ def steps_of(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def final_loss(workdir: Path, each: Cell) -> float:
     """The validation loss at the end; infinite for a run that stopped before it."""
-    found = [line["eval/validation/loss"] for line in metrics(workdir, each) if "eval/validation/loss" in line]
+    losses = [line["eval/validation/loss"] for line in metrics(workdir, each) if "eval/validation/loss" in line]
     stopped = (workdir / each.slug / "exit").read_text() != "0"
-    return math.inf if stopped or not math.isfinite(found[-1]) else found[-1]
+    return math.inf if stopped or not math.isfinite(losses[-1]) else losses[-1]
 
 
 def spikes(lines: list[dict[str, Any]]) -> dict[str, int]:
@@ -235,16 +235,16 @@ def spikes(lines: list[dict[str, Any]]) -> dict[str, int]:
 def summary(workdir: Path, each: Cell) -> dict[str, Any]:
     """A row of the tables."""
     lines = metrics(workdir, each)
-    computed, kept = steps_of(lines), steps_of(in_force(lines))
-    loss = np.array([line["train/loss"] for line in kept])
+    computed, steps = steps_of(lines), steps_of(in_force(lines))
+    loss = np.array([line["train/loss"] for line in steps])
     return {
         "final": final_loss(workdir, each),
-        "last": kept[-1]["step"],
+        "last": steps[-1]["step"],
         "train": float(loss[-50:].mean()),
         "worst": float(np.max(loss[100:] - [np.median(loss[at - 50 : at]) for at in range(100, len(loss))])),
         **spikes(computed),
-        "skipped": int(sum(line["train/skipped"] for line in kept)),
-        "rolled back": len(computed) - len(kept),
+        "skipped": int(sum(line["train/skipped"] for line in steps)),
+        "rolled back": len(computed) - len(steps),
         "roll-backs": max(line["attempt"] for line in lines),
     }
 
@@ -257,7 +257,7 @@ def report(arguments: argparse.Namespace) -> None:
     rows = {each: summary(workdir, each) for each in cells}
     for each in cells:
         raw = "".join(
-            json.dumps({key: line[key] for key in line if key in KEPT or "eval" in key}) + "\n"
+            json.dumps({key: line[key] for key in line if key in RAW_METRICS or "eval" in key}) + "\n"
             for line in metrics(workdir, each)
         )
         (out / f"{each.slug}.jsonl.gz").write_bytes(gzip.compress(raw.encode(), mtime=0))
@@ -273,11 +273,11 @@ def report(arguments: argparse.Namespace) -> None:
 def put(text: str, name: str, inner: str) -> str:
     """`text` with what stands between the marks of a table replaced."""
     mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    return mark.sub(lambda found: f"{found[1]}\n{inner}\n\n{found[2]}", text)
+    return mark.sub(lambda match: f"{match[1]}\n{inner}\n\n{match[2]}", text)
 
 
 def table(rows: dict[Cell, dict[str, Any]], groups: tuple[str, ...]) -> str:
-    """A row a cell, in Markdown."""
+    """One row per cell, in Markdown."""
     chosen = {each: row for each, row in rows.items() if each.group in groups}
     lines = [
         "| run | seed | validation loss | training loss, last 50 | highest over its median | spikes: loss | "
@@ -303,7 +303,7 @@ def table(rows: dict[Cell, dict[str, Any]], groups: tuple[str, ...]) -> str:
 
 
 def draw(workdir: Path, cells: list[Cell], out: Path) -> None:
-    """Training loss of what is in force, a panel a seed, and what was rolled back in grey."""
+    """Training loss of the steps in force, one panel per seed, with the steps that were rolled back in grey."""
     figure, panels = plt.subplots(len(SEEDS), 1, figsize=(9, 2.6 * len(SEEDS)), sharex=True, squeeze=False)
     for each in cells:
         axes = panels[SEEDS.index(each.seed), 0]

@@ -4,7 +4,7 @@
     python main.py --config=configs/proxy.py:method=wesar --workdir=runs/proxy-wesar
     python main.py --config=configs/proxy.py:method=small --config.optimizer.learning_rate=1e-2 --workdir=runs/small
 
-The corpus is any set of files: --config.data.files=corpus/*.jsonl.xz is the default, a text a line.
+The corpus is any set of files: --config.data.files=corpus/*.jsonl.xz is the default, one text per line.
 
 7.1M of its 10.2M parameters are in the blocks. docs/results/first-run.md has what `small`, `he` and `wesar` come to at
 three learning rates each.

@@ -2,8 +2,8 @@
 
     python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Nothing is downloaded. Expect a validation loss near 1.5 nats a byte after 700 steps (perplexity 4.5; 90 seconds on two
-cores), and samples that look like Python from afar. On text of your own:
+Nothing is downloaded. Expect a validation loss near 1.5 nats per byte after 700 steps (perplexity 4.5; 90 seconds on
+two cores), and samples that look like Python from afar. On text of your own:
 
     --config.data.source=text --config.data.files='my/*.txt' --workdir=runs/mine
 """

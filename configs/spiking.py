@@ -1,11 +1,11 @@
-"""A run that spikes by itself, in two minutes on one core: what responses to spikes are tried on.
+"""A run that spikes by itself, in two minutes on one core: the run on which responses to spikes are tried.
 
     python main.py --config=configs/spiking.py --config.train.seed=0 --workdir=runs/spiking-0
     python main.py --config=configs/spiking.py --config.stability.on_spike=rollback --workdir=runs/rolled-back
 
 Eight blocks of width 32 without any norm, on bytes of English Wikipedia in `corpus/` (or --config.data.files=...), at a
 rate five times their best, with Adam's slow second moment (beta2 0.999), a gradient clipped at 1 and logits
-capped at 30, so that what follows stays finite. Expect a training loss near 2.4 nats a byte after 250 steps and then,
+capped at 30, so that what follows stays finite. Expect a training loss near 2.4 nats per byte after 250 steps and then,
 within tens of steps, 7 and more. docs/results/recovery.md has the runs, and what helped.
 """
 

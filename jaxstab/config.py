@@ -34,8 +34,8 @@ class ConfigError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers that an option takes: `Range(1)` at least 1, `Range(0, 1)` from 0 to 1, `Range(above=0)` what is
-    positive, `Range(0, below=1)` from 0 to 1 without 1."""
+    """The numbers that an option takes: `Range(1)` at least 1, `Range(0, 1)` from 0 to 1, `Range(above=0)` above 0,
+    `Range(0, below=1)` at least 0 and below 1."""
 
     least: float | None = None
     most: float | None = None
@@ -55,7 +55,7 @@ class Range:
         return " and ".join(f"{words} {end}" for words, end in ends.items() if end is not None)
 
     def check(self, key: str, value: Any) -> None:
-        """Raises a ConfigError where the value, or an entry of it where it is a tuple, is another number."""
+        """Raises a ConfigError where the value, or an entry of a tuple, is out of range."""
         for number in value if isinstance(value, tuple) else (value,):
             if number not in self:
                 raise ConfigError(f"{key}={value} must {'each ' * isinstance(value, tuple)}be {self}")
@@ -66,8 +66,8 @@ def option(
 ) -> Any:
     """A key of a configuration dataclass: its default, one line of documentation, and its allowed values.
 
-    Numbers have a range, of every entry where they are a tuple; strings may have choices. With `joined`, the value is
-    one or several of the choices with that string between them.
+    A number has a range, which holds for every entry of a tuple; a string may have choices. With `joined`, the value
+    is one choice, or several with that string between them.
     """
     metadata = {"doc": doc, "range": numbers, "choices": choices, "joined": joined}
     return dataclasses.field(default=default, metadata=metadata)
@@ -103,7 +103,7 @@ def method_section(
 
     The result has the key `method` and a sub-section for every method with options. Registering a function is all it
     takes to make it known to the command line: `--config.reparam.method=wesar --config.reparam.wesar.sigma=1`.
-    A number's range follows its documentation, and so do the strings where an option is one of a few:
+    A number's range follows its documentation, and so do the choices of a string:
     `Annotated[str, "Doc.", ("a", "b")]`.
     With `joined="+"`, several methods are chosen at once, `--config.reparam.method=mlra+wesar`; see `build_methods`.
     """
@@ -249,7 +249,7 @@ def unchosen(flat: Mapping[str, Any]) -> dict[str, str]:
 def from_flat(cls: type, flat: Mapping[str, Any]) -> Any:
     """Builds `cls` from what `flatten` made of it when a run was saved, maybe by another version of this package.
 
-    Keys that weren't there yet take their defaults, and keys that are no more are left out. Raises ConfigError at
+    Keys that weren't there yet take their defaults, and keys that no longer exist are left out. Raises ConfigError at
     values that don't fit, as `from_config_dict` does.
     """
     known = {key for key, *_ in declared(cls)}

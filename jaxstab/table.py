@@ -1,4 +1,4 @@
-"""The table: one row a parameter, read off the model, from which everything else follows.
+"""The table: one row per parameter, read off the model, from which everything else follows.
 
 A table is a pytree of the same structure as the parameters, with a `Row` where they have an array, so that
 `jax.tree.map(function, table, parameters)` gives every array its row. Initial scales, reparameterization, weight decay,
@@ -47,7 +47,7 @@ class Table(dict[str, Any], Generic[Side]):
 
 
 class Tree(dict[str, Any], Generic[Side]):
-    """A tree of arrays in the structure of a `Table` of its side; for type checkers alone, as that is."""
+    """A tree of arrays in the structure of a `Table` of its side; for type checkers alone, too."""
 
 
 Weights = Tree[Effective]
@@ -123,9 +123,9 @@ class Row:
         return math.prod(self.shape)
 
     def gate(self, value: Std | None, axis: int | None = None) -> Row:
-        """The row of a gate: a scalar a matrix, or a vector along the last (-1) or the last but one (-2) `axis`."""
-        kept = list(range(int(self.stacked))) + ([] if axis is None else [axis])
-        shape, axes = tuple(self.shape[i] for i in kept), tuple(self.axes[i] for i in kept)
+        """The row of a gate: a scalar per matrix, or a vector along the last (-1) or the last but one (-2) `axis`."""
+        indices = list(range(int(self.stacked))) + ([] if axis is None else [axis])
+        shape, axes = tuple(self.shape[i] for i in indices), tuple(self.axes[i] for i in indices)
         return Row("gate", "gate", shape, axes, self.stacked, self.depth, value=value)
 
     def replace(self, **changes: Any) -> Row:
@@ -173,13 +173,13 @@ def _branches(flat: list[Row]) -> dict[str, str]:
     modules: dict[str, list[Row]] = {}
     for row in flat:
         modules.setdefault(row.path.rpartition("/")[0], []).append(row)
-    found: dict[str, str] = {}
+    branches: dict[str, str] = {}
     for members in modules.values():
         matrices = [row for row in members if row.is_matrix]
-        found |= {row.path: row.path for row in matrices if row.role in BRANCH_OUTPUTS}
+        branches |= {row.path: row.path for row in matrices if row.role in BRANCH_OUTPUTS}
         if len(matrices) == 1 and matrices[0].role in BRANCH_OUTPUTS:
-            found |= {row.path: matrices[0].path for row in members if row.role == "bias"}
-    return found
+            branches |= {row.path: matrices[0].path for row in members if row.role == "bias"}
+    return branches
 
 
 def path_of(key_path: Any) -> str:

@@ -78,7 +78,7 @@ def test_standard_deviations_are_table_1_s(size, method):
 def test_the_totals_are_the_paper_s(size, capsys):
     _, layers, _, weights, printed = SIZES[size]
     assert total(config_of(size, "small")) == total(config_of(size, "he")) == weights
-    gates = 6 * layers + 2  # one a matrix
+    gates = 6 * layers + 2  # one per matrix
     for method in ("wesar", "wesar_small", "wesar_fixed"):
         assert total(config_of(size, method)) == weights + gates
         show(config_of(size, method))

@@ -62,7 +62,7 @@ def prepare(config: DataConfig) -> Prepared:
     if manifest is None:
         with _locked(directory):
             manifest = read_manifest(directory) or _build(config, tokenizer, source, recipe, directory)
-    _tell_bad_lines(manifest["bad_lines"], config.bad_lines)
+    _report_bad_lines(manifest["bad_lines"], config.bad_lines)
     train, validation = (PackedSplit(directory, name, manifest) for name in SPLITS)
     return Prepared(train, validation, tokenizer, directory, manifest["digest"])
 
@@ -118,10 +118,10 @@ def _writable(directory: Path) -> Iterator[None]:
 def _build(config: DataConfig, tokenizer: Tokenizer, source: Source, recipe: dict, directory: Path) -> dict[str, Any]:
     """Makes the cache aside and renames it into place; the caller holds the lock."""
     parent = directory.parent
-    for left in (directory, *parent.glob(f"{directory.name}.building-*")):
-        if left.exists():
-            console.print(f"{left} is incomplete: made again", soft_wrap=True)
-            shutil.rmtree(left)
+    for leftover in (directory, *parent.glob(f"{directory.name}.building-*")):
+        if leftover.exists():
+            console.print(f"{leftover} is incomplete and is made again", soft_wrap=True)
+            shutil.rmtree(leftover)
     with _writable(parent), tempfile.TemporaryDirectory(prefix=f"{directory.name}.building-", dir=parent) as aside:
         whole = Path(aside) / "whole"
         whole.mkdir()
@@ -145,8 +145,8 @@ def _check_enough(splits: dict[str, Any], config: DataConfig) -> None:
             )
 
 
-def _tell_bad_lines(found: list[str], limit: int) -> None:
-    if len(found) > limit:
-        raise UserError(f"{found[limit]} ({len(found)} bad in all; data.bad_lines={limit} are tolerated)")
-    if found:
-        console.print(f"{len(found)} bad lines were skipped, the first: {found[0]}", markup=False, soft_wrap=True)
+def _report_bad_lines(places: list[str], limit: int) -> None:
+    if len(places) > limit:
+        raise UserError(f"{places[limit]} ({len(places)} bad in all; data.bad_lines={limit} are tolerated)")
+    if places:
+        console.print(f"{len(places)} bad lines were skipped, the first: {places[0]}", markup=False, soft_wrap=True)

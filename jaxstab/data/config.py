@@ -40,11 +40,9 @@ class DataConfig(Options):
         0, "Stop after the work unit in which training reaches this many tokens; 0: never.", Range(0)
     )
     seed: int = option(
-        0, "Seed of the order of training records; has nothing to do with the initialization's.", Range(0)
+        0, "Seed of the order of training records; the initial weights have another, train.seed.", Range(0)
     )
-    bad_lines: int = option(
-        0, "How many lines or rows without usable text are skipped before it is an error.", Range(0)
-    )
+    bad_lines: int = option(0, "Lines or rows without usable text that are skipped; one more is an error.", Range(0))
     cache_dir: str = option(".cache/data", "Where packed records are kept.")
     workers: int = option(0, "Processes that tokenise; 0: one per core.", Range(0))
 

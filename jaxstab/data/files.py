@@ -1,7 +1,7 @@
 """Documents from local files: .txt, .jsonl and .parquet, plain or compressed.
 
 A file is cut into units of work, each a picklable function that yields documents, so that processes can share a corpus.
-A compressed file is one unit; a plain one is a unit for every `UNIT_BYTES`, a Parquet file one for as many row groups.
+A compressed file is one unit. A plain file is one unit per `UNIT_BYTES`, and so is a Parquet file, in whole row groups.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ FORMATS = (".txt", ".jsonl", ".json", ".parquet")
 
 
 class BadLines:
-    """The lines found to hold no text; one more than `limit` is an error."""
+    """The places of lines that hold no text; more than `limit` of them are an error."""
 
     def __init__(self, limit: int):
         self.limit = limit
-        self.found: list[str] = []
+        self.places: list[str] = []
 
     def add(self, where: str) -> None:
         """Notes one bad line; raises UserError once there are more than the limit."""
-        self.found.append(where)
-        if len(self.found) > self.limit:
-            raise UserError(f"{where} ({len(self.found)} bad so far; data.bad_lines={self.limit} are tolerated)")
+        self.places.append(where)
+        if len(self.places) > self.limit:
+            raise UserError(f"{where} ({len(self.places)} bad so far; data.bad_lines={self.limit} are tolerated)")
 
 
 Unit = Callable[[BadLines], Iterator[str]]
 
 
 def find(globs: Iterable[str]) -> list[Path]:
-    """The files that the globs match, each once, sorted within a glob; raises UserError for one that is of no use."""
-    found: dict[Path, None] = {}
+    """The files that the globs match, each once, sorted within a glob; raises UserError for a file of no use."""
+    paths: dict[Path, None] = {}
     for pattern in globs:
         matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
         if not matches:
             raise UserError(f"data.files: nothing matches {pattern!r} (from {os.getcwd()})")
-        found |= dict.fromkeys(map(Path, matches))
-    for path in found:
+        paths |= dict.fromkeys(map(Path, matches))
+    for path in paths:
         _check(path)
-    return list(found)
+    return list(paths)
 
 
 def _check(path: Path) -> None:
@@ -156,19 +156,19 @@ def text_of(record: Any, field: str) -> str:
 
 
 def _passages(path: Path, start: int, stop: int, _bad: BadLines) -> Iterator[str]:
-    """Documents of a plain text: a document ends with the first blank line after 8 KiB, or with any line after 16."""
-    held: list[str] = []
+    """Documents of a plain text, each of which ends with the first blank line after 8 KiB, or with any after 16 KiB."""
+    lines: list[str] = []
     size = 0
     for number, line in enumerate(_lines(path, start, stop), 1):
         try:
-            held.append(line.decode())
+            lines.append(line.decode())
         except UnicodeDecodeError as error:
             raise UserError(f"{_place(path, start, number)}: not UTF-8 text ({error.reason})") from error
         size += len(line)
         if size >= 2 * PASSAGE_BYTES or (size >= PASSAGE_BYTES and not line.strip()):
-            yield "".join(held)
-            held, size = [], 0
-    yield "".join(held)
+            yield "".join(lines)
+            lines, size = [], 0
+    yield "".join(lines)
 
 
 def _parquet_units(path: Path, field: str) -> list[Unit]:
@@ -180,7 +180,7 @@ def _parquet_units(path: Path, field: str) -> list[Unit]:
 
 
 def _gather(sizes: list[int]) -> list[list[int]]:
-    """Consecutive indices, in groups that begin every UNIT_BYTES."""
+    """Groups of consecutive indices; a new group begins where the sizes add up to the next UNIT_BYTES."""
     starts = itertools.accumulate(sizes, initial=0)
     groups = itertools.groupby(zip(starts, range(len(sizes)), strict=False), lambda pair: pair[0] // UNIT_BYTES)
     return [[index for _, index in group] for _, group in groups]

@@ -1,4 +1,4 @@
-"""Made from a source, for later runs: a tokenizer, and a TFDS set."""
+"""What is made from a source for later runs: a tokenizer, and a TFDS set."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ from jaxstab.data.sources import Source
 from jaxstab.data.tokenizers import Tokenizer, load_tokenizer
 
 SPLITS = ("train", "validation")
-DOCUMENTS_A_CALL = 64
-TOKENS_A_CHUNK = 1 << 22
+DOCUMENTS_PER_CALL = 64
+TOKENS_PER_CHUNK = 1 << 22
 
 console = Console(stderr=True, highlight=False)
 
@@ -42,7 +42,7 @@ def split_of(text: str, validation_fraction: float) -> str:
 
 @dataclasses.dataclass
 class Tokenised:
-    """What one unit came to: a file of raw tokens a split, how many documents are in each, and the bad lines."""
+    """The result of one unit: a file of raw tokens per split, the number of documents in each, and the bad lines."""
 
     paths: dict[str, Path]
     documents: dict[str, int]
@@ -51,21 +51,23 @@ class Tokenised:
     def chunks(self, split: str, dtype: np.dtype) -> Iterator[np.ndarray]:
         """The unit's tokens of a split; its file is deleted at the end."""
         with open(self.paths[split], "rb") as file:
-            while len(tokens := np.fromfile(file, dtype, TOKENS_A_CHUNK)):
+            while len(tokens := np.fromfile(file, dtype, TOKENS_PER_CHUNK)):
                 yield tokens
         self.paths[split].unlink()
 
 
 def tokenise(config: DataConfig, directory: Path, numbered: tuple[int, Unit]) -> Tokenised:
-    """Writes the tokens of one unit to files in `directory`; runs in whichever process."""
+    """Writes the tokens of one unit to files in `directory`; runs in any process."""
     number, unit = numbered
     tokenizer = load_tokenizer(config.tokenizer, config.end_token)
     bad = BadLines(config.bad_lines)
-    done = Tokenised({name: directory / f"{number:07d}.{name}" for name in SPLITS}, dict.fromkeys(SPLITS, 0), bad.found)
+    done = Tokenised(
+        {name: directory / f"{number:07d}.{name}" for name in SPLITS}, dict.fromkeys(SPLITS, 0), bad.places
+    )
     texts = filter(None, unit(bad))
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(path, "wb")) for name, path in done.paths.items()}
-        while batch := list(itertools.islice(texts, DOCUMENTS_A_CALL)):
+        while batch := list(itertools.islice(texts, DOCUMENTS_PER_CALL)):
             for name, tokens in _encode(tokenizer, batch, config.validation_fraction):
                 done.documents[name] += 1
                 files[name].write(tokens.tobytes())
@@ -95,7 +97,7 @@ def pack(config: DataConfig, tokenizer: Tokenizer, source: Source, scratch: Path
             advance(sum(writer.tokens for writer in writers.values()))
             if 0 < config.max_tokens <= writers["train"].tokens:
                 break
-    return {"splits": {name: writer.close() for name, writer in writers.items()}, "bad_lines": bad.found}
+    return {"splits": {name: writer.close() for name, writer in writers.items()}, "bad_lines": bad.places}
 
 
 def _take(done: Tokenised, writers: dict[str, SplitWriter], dtype: np.dtype) -> None:
@@ -107,7 +109,7 @@ def _take(done: Tokenised, writers: dict[str, SplitWriter], dtype: np.dtype) -> 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over work units; yields a function that takes the tokens packed so far, once a unit."""
+    """A bar over work units; yields a function that takes, after each unit, the number of tokens packed so far."""
     count = TextColumn("{task.fields[tokens]:,} tokens, {task.fields[rate]:,.0f}/s")
     columns = (TextColumn("Tokenising"), BarColumn(), MofNCompleteColumn(), count, TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:

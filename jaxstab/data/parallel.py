@@ -1,4 +1,4 @@
-"""Work by processes, in order."""
+"""Work done by processes, with the results in order."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def in_order(task: Callable[[Item], Result], items: Iterable[Item], workers: int
 
 
 def _on_leash(leash: Connection) -> None:
-    """Ends this process as soon as the parent lets go of the pipe's other end: when it is done, fails, or is killed."""
+    """Ends this process when the parent lets go of the pipe's other end: is done, fails, or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

@@ -1,4 +1,4 @@
-"""Packed records on disk: fixed-length rows of tokens in ArrayRecord files, one row a record, read by index."""
+"""Packed records on disk: fixed-length rows of tokens in ArrayRecord files, one row per record, read by index."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SplitWriter:
         if self.records % self._per_file == 0:
             self._close_file()
             self._files.append(self._directory / f"{self._name}-{len(self._files):05d}.array_record")
-            # A record a chunk: read at random. Compression saves a fifth, and makes packing the slowest part.
+            # One record per chunk, as they are read at random. Compression would save a fifth, and make packing slow.
             self._writer = ArrayRecordWriter(str(self._files[-1]), "group_size:1,uncompressed")
         self._writer.write(record)
         self._sha256.update(record)

@@ -17,10 +17,10 @@ from jaxstab.data import files
 from jaxstab.data.config import DataConfig
 from jaxstab.data.files import BadLines, Unit
 
-DOCUMENTS_A_UNIT = 4096
-PYTHON_FILES_A_UNIT = 128
+DOCUMENTS_PER_UNIT = 4096
+PYTHON_FILES_PER_UNIT = 128
 NOT_SOURCES = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-# A short name: the hub's id, configuration and text field.
+# {short name: the hub's id, configuration and text field}
 HUB = {
     "refinedweb": ("tiiuae/falcon-refinedweb", "default", "content"),
     "c4": ("allenai/c4", "en", "text"),
@@ -33,7 +33,7 @@ class Source:
     """Where documents come from.
 
     Attributes:
-        title: for people.
+        title: what people call it.
         identity: JSON that changes when the documents do; part of the cache's key.
         units: lists the picklable units of work, whose documents in order are the corpus.
     """
@@ -67,11 +67,11 @@ def _stdlib(_config: DataConfig) -> Source:
     paths = sorted(path for path in root.rglob("*.py") if not NOT_SOURCES & set(path.relative_to(root).parts))
     if not paths:
         raise UserError(f"data.source=stdlib: no Python sources under {root}; use data.source=text")
-    starts = range(0, len(paths), PYTHON_FILES_A_UNIT)
+    starts = range(0, len(paths), PYTHON_FILES_PER_UNIT)
     return Source(
         f"the standard library of Python {sys.version_info.major}.{sys.version_info.minor}, {len(paths)} files",
         [(str(path.relative_to(root)), *files.stamp(path)[1:]) for path in paths],
-        lambda: [functools.partial(_python_files, paths[start : start + PYTHON_FILES_A_UNIT]) for start in starts],
+        lambda: [functools.partial(_python_files, paths[start : start + PYTHON_FILES_PER_UNIT]) for start in starts],
     )
 
 
@@ -92,7 +92,7 @@ def _tfds(config: DataConfig) -> Source:
             "prepare it with file_format=array_record (docs/data.md says how)"
         )
     rows = len(_tfds_rows(builder, config))
-    bounds = [(start, min(start + DOCUMENTS_A_UNIT, rows)) for start in range(0, rows, DOCUMENTS_A_UNIT)]
+    bounds = [(start, min(start + DOCUMENTS_PER_UNIT, rows)) for start in range(0, rows, DOCUMENTS_PER_UNIT)]
     prepared = (builder.data_path / "dataset_info.json").stat().mtime
     return Source(
         f"{info.full_name}, split {config.split}, {rows:,} documents",
@@ -121,7 +121,7 @@ def _tfds_rows(builder: Any, config: DataConfig) -> Any:
         raise UserError(f"data.name={config.name}: no field {config.field!r}: it has {', '.join(fields)}")
     try:
         return builder.as_data_source(split=config.split)
-    except Exception as error:  # an unknown split is a ValueError or a KeyError, by its form
+    except Exception as error:  # an unknown split is a ValueError or a KeyError, depending on its form
         splits = ", ".join(builder.info.splits)
         raise UserError(f"data.split={config.split}: {builder.info.full_name} has {splits}") from error
 
@@ -161,7 +161,7 @@ def _hub_rows(name: str, subset: str, split: str) -> Any:
     try:
         if (Path(name) / "state.json").exists():
             saved = datasets.load_from_disk(name)
-            return saved.to_iterable_dataset(num_shards=max(1, len(saved) // DOCUMENTS_A_UNIT))
+            return saved.to_iterable_dataset(num_shards=max(1, len(saved) // DOCUMENTS_PER_UNIT))
         if (Path(name) / "dataset_dict.json").exists():
             return _hub_rows(str(Path(name) / split), subset, split)
         return datasets.load_dataset(name, subset or None, split=split, streaming=True)

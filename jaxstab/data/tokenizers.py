@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
     digest: str
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int array of ids a text, with no special tokens added."""
+        """One int array of ids per text, with no special tokens added."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, without end tokens."""
@@ -96,7 +96,7 @@ def load_tokenizer(tokenizer: str, end_token: str = "") -> Tokenizer:
         end_token: the piece that ends a document; "" takes the first usual one that the tokenizer has.
 
     Raises:
-        UserError: the path is missing or no tokenizer, or has no such end token.
+        UserError: the path is missing, isn't that of a tokenizer, or the tokenizer has no such end token.
     """
     if tokenizer == "bytes":
         if end_token:

@@ -42,8 +42,8 @@ class Condition:
     """One condition of a paper.
 
     Attributes:
-      paper, condition: whose and what.
-      holds: None where what it takes wasn't measured.
+      paper, condition: whose condition it is, and what it asks for.
+      holds: None where what is needed wasn't measured.
       measured: what was measured, or what is missing.
       exact: whether the paper itself says where the condition ends; otherwise the line is this project's.
     """
@@ -56,7 +56,7 @@ class Condition:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """Whether it holds, in words."""
         if self.holds is None:
             return "unknown"
         if self.holds:
@@ -115,12 +115,12 @@ def _even_updates(history: History) -> Condition:
     if not typical or not min(typical.values()) > 0:
         return _missing(paper, condition, "update ratios of the blocks")
     low, high = min(typical, key=lambda place: typical[place]), max(typical, key=lambda place: typical[place])
-    apart = typical[high] / typical[low]
+    spread = typical[high] / typical[low]
     text = (
         f"over the run, the median of {named(*high)} is {typical[high]:.3g}, that of {named(*low)} {typical[low]:.3g}: "
-        f"{apart:.2g} times (even: at most {EVEN:g})"
+        f"{spread:.2g} times (even: at most {EVEN:g})"
     )
-    return Condition(paper, condition, apart <= EVEN, text)
+    return Condition(paper, condition, spread <= EVEN, text)
 
 
 def _common_std(history: History, table: dict[str, Row]) -> Condition:
@@ -256,7 +256,7 @@ WESAR = Advice(
 SCALED = Advice("model.embedding.method=scaled", "Spike No More: times sqrt(d), the shortcut outweighs the branches")
 MEGATRON = Advice("init.method=megatron", "Spike No More: small matrices, o_proj and down_proj most of all")
 MLRA = Advice("reparam.method=mlra", "TEV: factorised queries, keys and values (this project's reading of MLRA)")
-# By how the names of the conditions begin.
+# By the words that the names of conditions begin with.
 REMEDIES = {
     ("update ratios", "all stored", "stored norms"): WESAR,
     ("large shortcut",): SCALED,

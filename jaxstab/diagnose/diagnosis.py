@@ -61,7 +61,7 @@ def diagnosed(history: History) -> Diagnosis:
 def _advice(history: History, cause: Cause, judged: Iterable[Condition]) -> list[Advice]:
     """What would be changed: against the cause, then what the papers would, but for what the config has already.
 
-    A run in which nothing is wrong is told to change nothing, whatever condition of a paper it is outside of.
+    For a run in which nothing is wrong there is no advice, whatever condition of a paper it is outside of.
     """
     if cause.cause == "none":
         return []

@@ -54,7 +54,7 @@ def _figure(history: History, marks: list[int], title: str, caption: str, draw: 
 
 @contextlib.contextmanager
 def canvas() -> Iterator[Any]:
-    """A figure that is drawn without a display, nor matplotlib's global state."""
+    """A figure that is drawn without a display and without matplotlib's global state."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
@@ -78,7 +78,7 @@ def canvas() -> Iterator[Any]:
 
 
 def svg_of(figure: Any) -> str:
-    """An SVG element that fits into a page, its names made apart from those of others."""
+    """An SVG element that fits into a page; its names are made distinct from those of other figures."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()
@@ -147,10 +147,10 @@ def _of_the_mlp(by_role: dict[str, Series]) -> dict[str, Series]:
     return {role: by_role[role] for role in ("up_proj", "down_proj") if role in by_role}
 
 
-def _are_alike(one: Series, other: Series) -> bool:
+def _are_alike(first: Series, second: Series) -> bool:
     """Whether the last layer's values of two series are the same, but for rounding."""
-    last = one.values[:, -1], other.values[:, -1]
-    return np.array_equal(one.steps, other.steps) and np.allclose(*last, rtol=1e-3, equal_nan=True)
+    last = first.values[:, -1], second.values[:, -1]
+    return np.array_equal(first.steps, second.steps) and np.allclose(*last, rtol=1e-3, equal_nan=True)
 
 
 def _figure_1(history: History, figure: Any) -> None:

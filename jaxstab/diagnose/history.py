@@ -59,7 +59,7 @@ class History:
     _results: dict[Callable, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, function: Callable[[History], T]) -> T:
-        """`function(self)`, computed when it is first asked for and remembered; several causes rest on the same."""
+        """`function(self)`, computed when it is first asked for and remembered; several causes need the same."""
         if function not in self._results:
             self._results[function] = function(self)
         return cast(T, self._results[function])
@@ -90,7 +90,7 @@ class History:
 
     @property
     def shrunk(self) -> tuple[str, ...]:
-        """Roles of the matrices that the projection after an update may scale down, which no update ratio tells."""
+        """Roles of the matrices that the projection after an update may scale down, which no update ratio shows."""
         return build_method(self.config.optimizer.projection, PROJECTIONS).shrinks if self.config else ()
 
     @property
@@ -114,7 +114,7 @@ def _place(role: str) -> tuple[int, int]:
 
 
 def read_history(workdir: str | Path) -> History:
-    """Reads the history of a run, finished or still going, of which no more is needed than its metrics.jsonl.
+    """Reads the history of a run, finished or still going; its metrics.jsonl is all that is needed.
 
     Raises:
       UserError: there is no metrics file, or no training step in it.
@@ -166,7 +166,7 @@ def usual(
     """
     values = np.where(np.isfinite(values), values, np.nan)
     padded = np.concatenate([np.full((window, *values.shape[1:]), np.nan), values])
-    windows = sliding_window_view(padded, window, axis=0)  # the one at i ends before values[i]
+    windows = sliding_window_view(padded, window, axis=0)  # the window at i ends before values[i]
     center, spread = np.full((2, len(at), *values.shape[1:]), np.nan)
     for start in range(0, len(at), CHUNK):
         part = slice(start, start + CHUNK)

@@ -13,7 +13,7 @@ from jaxstab.stability.definitions import DEFINITIONS, GRAD_NORM, LOSS
 AHEAD = 20  # steps before a spike in which a measurement may have left its range
 PAST = 64  # values before those, which are its range
 FAR = 6.0  # robust standard deviations
-CHANCE = 1e-6  # of one more value like those before to be so far out
+CHANCE = 1e-6  # the chance of one more value like those before being so far out
 SPIKES = ("OLMo 2", "SkipStep")  # whose events are looked into, winsorised or not
 OWN_RULE = "the run's own rule"
 MOST = 12
@@ -54,7 +54,7 @@ class Moved:
 
 @dataclasses.dataclass(frozen=True)
 class Spike:
-    """Steps that belong to one spike, by which definitions, and what moved before it, first first."""
+    """Steps that belong to one spike, by which definitions, and what moved before it, earliest first."""
 
     first: int
     last: int

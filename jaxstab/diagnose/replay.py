@@ -1,4 +1,4 @@
-"""`main.py diagnose --replay=<step>`: an incident again, from the checkpoint before it, all measured."""
+"""`main.py diagnose --replay=<step>`: replays an incident from the checkpoint before it, with everything measured."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Steps = dict[int, tuple[dict[str, Any], dict[str, Any]]]  # {step: (scalars, arr
 
 
 def replay(workdir: str | Path, name: str, console: Console) -> Diagnosis:
-    """Replays the steps from the checkpoint before an incident to it, and diagnoses what they were.
+    """Replays the steps from the checkpoint before an incident to it, and diagnoses them.
 
     The steps are taken by the run's own program, bitwise as they were on a CPU; at some, the last ones above all, a
     second program makes the full measurements of the state that went in. Writes `incidents/<name>/replay/`, which holds
@@ -76,7 +76,7 @@ def _before(record: dict[str, Any], checkpoints: Checkpoints) -> int:
 
 
 def points(first: int, last: int) -> list[int]:
-    """Where everything is measured: the first step, and ever closer to the last."""
+    """The steps at which everything is measured: the first, and then ever more closely up to the last."""
     before = itertools.takewhile(lambda at: at > first, (last - 2**power + 1 for power in range(20)))
     return sorted({first, last, *before})
 
@@ -99,7 +99,7 @@ def _taken_again(
 
 
 def _compared(replayed: Steps, lines: list[dict[str, Any]]) -> str:
-    """Whether the steps were what they had been."""
+    """A sentence that says whether the replayed steps were bitwise those of the run."""
     known = {line["step"]: line["train/loss"] for line in lines if line["step"] in replayed}
     other = [step for step, loss in known.items() if repr(replayed[step][0]["train/loss"]) != repr(loss)]
     if not other:

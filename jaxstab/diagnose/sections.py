@@ -11,12 +11,12 @@ from jaxstab.diagnose.diagnosis import Diagnosis
 from jaxstab.diagnose.moved import Spike
 
 MOST = 8  # lines of a list, and steps in a row
-WIDTH = 110  # of a line in the terminal, beyond which a row's last cell has one of its own
+WIDTH = 110  # of a line in the terminal; where a row is longer, its last cell has its own line
 
 
 @dataclasses.dataclass(frozen=True)
 class Marked:
-    """A text with a style of the page's."""
+    """A text in one of the page's styles."""
 
     text: str
     style: str = ""
@@ -38,7 +38,7 @@ class Items:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """A table; a cell of style "code" is what one would type, a verdict's first word is a colour."""
+    """A table; cells of style "code" are to be typed, and a verdict's cell is coloured by its first word."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[Marked, ...], ...]

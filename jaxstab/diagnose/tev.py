@@ -49,7 +49,7 @@ class Variability:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """What COLUMNS name."""
+        """The values that COLUMNS name."""
         numbers = (self.stds.mean(), self.stds.std(), *np.quantile(self.stds, (0.05, 0.5, 0.95)))
         numbers = (*numbers, self.means.mean(), self.means.std())
         return (

@@ -60,7 +60,7 @@ def generate(
 
 
 def _segments(model: Transformer, window_BT: Int[Array, "B T"], end: int | None) -> Int[Array, "B T"] | None:
-    """Document numbers, where attention stays inside documents."""
+    """Document numbers; None where attention crosses documents."""
     if not model.config.mask_documents:
         return None
     assert end is not None, "masking documents needs the tokenizer's end-of-document id"

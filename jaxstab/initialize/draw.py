@@ -51,7 +51,7 @@ def scaled(
 
 
 def _tied(row: Row, stored: Any) -> Row:
-    """A tied matrix takes its own scale from a constant multiplier of its source, which is stored at `stored`."""
+    """Gives a tied matrix its own scale, by a constant multiplier of its source, whose stored std is `stored`."""
     multiplier: Any = divided(row.std, stored)
     return row if math.isclose(multiplier, row.multiplier) else row.replace(multiplier=multiplier)
 

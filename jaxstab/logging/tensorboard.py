@@ -77,7 +77,7 @@ class TensorBoard:
 
     def _opened(self) -> EventsWriter:
         self._directory.mkdir(exist_ok=True)
-        suffix = f".{time.time_ns()}"  # two files of one second are two files, in their order
+        suffix = f".{time.time_ns()}"  # files of the same second have distinct names, in their order
         writer = EventsWriter(str(self._directory / "events"), suffix)
         if self._purge_from is not None:
             start = SessionLog(status=SessionLog.START)

@@ -17,7 +17,7 @@ class LossSums(NamedTuple):
     cross_entropy: Float[Array, ""]
     z_loss: Float[Array, ""]  # sum of log(Z)^2, without its coefficient
     log_z: Float[Array, ""]
-    targets: Float[Array, ""]  # how many
+    targets: Float[Array, ""]  # their number
 
 
 def capped(logits: Array, softcap: float) -> Array:
@@ -65,10 +65,10 @@ def chunked_loss(
 ) -> tuple[Float[Array, ""], LossSums]:
     """The sum of cross-entropy + z_loss * log(Z)^2 over the unmasked targets.
 
-    Under differentiation each chunk's gradient is taken as soon as its logits are there, so that they are computed once
-    and kept for none. Its products take operands in the compute dtype, and the gradient of `lm_head_DV` accumulates in
-    its own dtype, float32, over chunks of any number, apart in each group of rows: devices that rows are split over add
-    their sums up after the last chunk, and not after each.
+    Under differentiation each chunk's gradient is taken as soon as its logits are there, so that logits are
+    computed once and not kept. Its products take operands in the compute dtype. The gradient of `lm_head_DV`
+    accumulates over all chunks in float32, in each group of rows by itself: the devices that rows are split over add up
+    their sums once, after the last chunk.
 
     Args:
       hidden_BTD: final hidden states, in the compute dtype.

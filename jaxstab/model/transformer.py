@@ -38,7 +38,7 @@ MLP_INTERMEDIATES = ("dead_units", "max_activation")
 
 
 def reads_logits(intermediates: Collection[str]) -> bool:
-    """Whether any of these takes attention whose logits are in memory."""
+    """Whether any of these needs attention whose logits are in memory."""
     return not set(ATTENTION_INTERMEDIATES).isdisjoint(intermediates)
 
 
@@ -127,7 +127,7 @@ def rotate(x_BTHK: Float[Array, "B T H K"], tables_2TK: Float[Array, "2 T K"]) -
 
 
 def _sow(module: Any, name: str, value: Callable[[], Array]) -> None:
-    """Sows a value whose name is among the module's `intermediates`, and computes no other."""
+    """Computes and sows a value if its name is among the module's `intermediates`."""
     if name in module.intermediates:
         module.sow("intermediates", name, value())
 

@@ -93,7 +93,7 @@ class Hypers(NamedTuple):
       weight_decay: decoupled.
       max_norm: the global norm that gradients are brought down to before the run's own clipping; None for none.
       position: where the update stands on the schedule, from 0: in a run the number of steps before it, those that were
-        skipped included. None takes the number of updates that the optimizer's state has seen.
+        skipped included. None takes the optimizer's own count of updates.
     """
 
     learning_rate: ArrayLike
@@ -102,7 +102,7 @@ class Hypers(NamedTuple):
     position: ArrayLike | None = None
 
     def on_schedule(self, updates: Int[Array, ""]) -> Int[Array, ""]:
-        """The position, where `updates` are those that the state has seen."""
+        """The position, or the optimizer's own count of `updates` where none is given."""
         return updates if self.position is None else jnp.asarray(self.position)
 
 
@@ -155,7 +155,7 @@ def state_shardings(transformation: Any, state: Any, parameters: Any, other: Any
     Args:
       transformation: an optax transformation.
       state: its (abstract) state.
-      parameters: the shardings of the parameters, which what parallels them shares.
+      parameters: the shardings of the parameters, which state in their structure (moments) shares.
       other: the sharding of everything else.
     """
 

@@ -55,9 +55,11 @@ def adagc(
     ] = 1.04,
     decay: Annotated[float, "Decay rate of the running average.", Range(0, below=1)] = 0.99,
     warmup: Annotated[
-        int, "First updates, clipped by global norm, of which the average starts at the least.", Range(0)
+        int, "First updates, clipped by the global norm; the average starts at their least norm.", Range(0)
     ] = 100,
-    max_norm: Annotated[float, "Largest norm of the whole gradient in those.", Range(above=0)] = 1.0,
+    max_norm: Annotated[
+        float, "Largest norm of the whole gradient in the first `warmup` updates.", Range(above=0)
+    ] = 1.0,
 ) -> TransformationFactory:
     """Clips the gradient of each matrix, in a stack too, by its own running norm; vectors and gates likewise.
 
@@ -83,7 +85,7 @@ def adagc(
         def average(size: Array, factor: Array, expected: Array) -> Array:
             moved = decay * jnp.where(jnp.isinf(expected), size, expected) + (1 - decay) * size * factor
             following = jnp.where(starting, jnp.minimum(expected, size * factor), moved)
-            # Behind a gate that is still zero a gradient is zero. To expect that would clip all later ones to zero.
+            # A gradient behind a gate that is still zero is zero; expecting it would clip all later gradients to zero.
             return jnp.where(jnp.isfinite(size) & (size > 0), following, expected)
 
         factors = jax.tree.map(factor, sizes, state.expected)

@@ -1,4 +1,4 @@
-"""Reparameterizations: one file a method, one line here."""
+"""Reparameterizations: one file per method, one line here."""
 
 from jaxstab.config import method_section
 from jaxstab.reparam.base import Method, Reparameterization, reparameterize

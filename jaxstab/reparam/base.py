@@ -36,7 +36,7 @@ Stored = dict[str, jax.Array]  # what a method stores for one parameter, by name
 class Method(NamedTuple):
     """A reparameterization of one parameter, which is mostly a matrix.
 
-    Arrays come without the layer axis, as stacks are mapped over it. A row has it in its shape.
+    Arrays come without the layer axis, since stacks are mapped over it. The shape of a row has it.
 
     Attributes:
       applies: whether a parameter with this row is reparameterized; others are stored as they are.
@@ -50,9 +50,9 @@ class Method(NamedTuple):
         row, the weight and the standard deviation that the method is given are without it.
       preserves: whether `init` keeps the effective weight that it is given.
       fixed_gates: whether gates take no gradient, so that only decay would move them.
-      linear: whether scaling what is stored scales the effective weight; not where a norm is divided out.
-      prepare: (reparam, raw, state, moments) -> raw: a phase before the first step, given `moments`, effective weights
-        -> {path of a matrix: what it puts out on a batch, with a leading layer axis where it is stacked}.
+      linear: whether scaling what is stored scales the effective weight; False where a norm is divided out.
+      prepare: (reparam, raw, state, moments) -> raw: a phase before the first step. `moments` is a function, effective
+        weights -> {path of a matrix: moments of what it puts out on a batch, led by a layer axis where it is stacked}.
     """
 
     applies: Callable[[Row], bool]

@@ -71,7 +71,7 @@ def mlra(
             return {"weight": weight * (product_std(row) / jnp.where(measured > 0, measured, 1.0) if std else 1.0)}, ()
         left, right = jax.random.split(key)
         s, r = factor_std(row, measured), inner(row)
-        left_std = jnp.where(s > 0, s, row.fan_in**-0.5)  # of a product of zeros, one factor has to get a gradient
+        left_std = jnp.where(s > 0, s, row.fan_in**-0.5)  # were both factors zero, neither would get a gradient
         return {
             "left": left_std * jax.random.normal(left, (row.fan_in, r), weight.dtype),
             "right": s * jax.random.normal(right, (r, row.fan_out), weight.dtype),

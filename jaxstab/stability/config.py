@@ -37,7 +37,7 @@ class StabilityConfig(Options):
     )
     on_nonfinite: str = option(
         "stop",
-        "The same for a loss, gradient or update that isn't finite. After log, the weights aren't either.",
+        "The same for a loss, gradient or update that isn't finite. With log, the weights then aren't finite either.",
         choices=RESPONSES,
     )
     max_skips: int = option(
@@ -46,7 +46,7 @@ class StabilityConfig(Options):
         Range(1),
     )
     rollback_steps: int = option(
-        100, "Least steps between a spike and the checkpoint that is gone back to (PaLM: 100).", Range(1)
+        100, "Fewest steps between a spike and the checkpoint that the run goes back to (PaLM: 100).", Range(1)
     )
     skip_batches: int = option(
         200, "Batches left out after a roll-back, from that of the spike on (PaLM: 200 to 500).", Range(1)
@@ -61,7 +61,9 @@ class StabilityConfig(Options):
         "Largest global gradient norm for a while after a roll-back, before the usual clipping; 0 sets none.",
         Range(0),
     )
-    rollback_while: int = option(500, "Steps of that while, counted from the checkpoint.", Range(0))
+    rollback_while: int = option(
+        500, "Steps from the checkpoint on in which rollback_learning_rate and rollback_max_norm hold.", Range(0)
+    )
     incidents: int = option(
         5, "Incidents whose evidence is kept, each with its checkpoint; later ones are counted.", Range(0)
     )

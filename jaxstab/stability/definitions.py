@@ -76,7 +76,7 @@ def skip_step(values: Values) -> Flags:
     """More than 6 standard deviations above the mean of the last 128 values, once there are 63.
 
     Source: OLMo-core, src/olmo_core/optim/skip_step_optimizer.py, with its sample standard deviation; it skips a step
-    where the loss or the gradient's norm is one.
+    where the loss or the gradient's norm is such a value.
     """
     mean, deviation = _of_those_before(values, 128, least=63, ddof=1)
     return values - mean > 6 * deviation

@@ -20,11 +20,11 @@ DEVIATIONS = {"skip_step": "deviation", "olmo2": "deviation_1000"}  # by rule, t
 
 
 class Guard(NamedTuple):
-    """The guard's state; a part of the run's.
+    """The guard's state, which is a part of the run's.
 
     Attributes:
       windows: statistics of the steps taken.
-      spikes, nonfinite: such steps in a row, up to the last one.
+      spikes, nonfinite: how many of the latest steps in a row were spikes, or not finite.
       halted: whether steps change nothing until the host has answered.
     """
 
@@ -35,7 +35,7 @@ class Guard(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Of one step: whether it is taken, whether it is a spike, whether everything in it is finite."""
+    """What is decided of one step: whether it is taken, is a spike, and is finite throughout."""
 
     taken: Bool[Array, ""]
     spike: Bool[Array, ""]
@@ -49,7 +49,7 @@ def start() -> Guard:
 
 
 def judge(config: StabilityConfig, guard: Guard, readings_Q: Float[Array, " Q"], finite: Bool[Array, ""]) -> Verdict:
-    """Judges a step before its update, by its loss and gradient, so that nothing has to be kept of both sides of it.
+    """Judges a step before its update, by its loss and gradient, so that memory need not hold both old and new state.
 
     Args:
       config: the rule and the responses.
@@ -72,8 +72,8 @@ def advance(
 ) -> tuple[Guard, Verdict]:
     """The guard after a step, and the verdict with what the norm of its update adds.
 
-    The update has been taken by then: the guard can halt the steps that follow it, but not leave it out. After one that
-    isn't finite it halts under every response but `log`.
+    The update has been taken by then: the guard can halt the steps that follow it, but not leave it out. After an
+    update that isn't finite it halts under every response but `log`.
 
     Args:
       config: the rule and the responses.
@@ -89,10 +89,10 @@ def advance(
     if config.on_nonfinite != "log":
         lasts = guard.nonfinite >= config.max_skips
         halted |= broken | ~finite & ((config.on_nonfinite in ASKS_HOST) | lasts)
-    with_readings = spikes.taken_in(guard.windows, readings_Q)
+    with_readings = spikes.push(guard.windows, readings_Q)
     enters = verdict.taken & finite
     windows = jax.tree.map(lambda new, old: jnp.where(enters, new, old), with_readings, guard.windows)
-    # A spike that is skipped counts too; one that the host answers doesn't: the run goes on from the state before it.
+    # A skipped spike counts too. One that the host answers doesn't: the run goes on from the state before it.
     counts = jnp.where(enters | finite & ~halted, with_readings.spikes, guard.windows.spikes)
     new = Guard(
         windows._replace(spikes=counts),
@@ -105,7 +105,7 @@ def advance(
 
 
 def _exceeds(config: StabilityConfig, guard: Guard, readings_Q: Float[Array, " Q"]) -> Bool[Array, ""]:
-    """Whether one of the watched readings is a spike by the run's rule; one that is NaN is none."""
+    """Whether one of the watched readings is a spike by the run's rule; NaN never is."""
     rule = spikes.RULES[config.rule]
     is_watched = jnp.array([name in config.watch for name in spikes.QUANTITIES])
     return (spikes.exceeds(spikes.deviations(guard.windows, readings_Q, rule.window), rule) & is_watched).any()

@@ -34,7 +34,7 @@ def update_ratio(table: Table[Side], update: Tree[Side], weights: Tree[Side]) ->
 
 
 def gates(table: Table[Effective], stored_table: Table[Stored], raw: Raw) -> dict[str, jax.Array]:
-    """The gates of every matrix that is stored with one, and of a gate that is a vector its root mean square.
+    """The gate of every matrix that is stored with one; where the gate is a vector, its root mean square.
 
     Args:
       table: rows of the effective weights.

@@ -21,7 +21,7 @@ class Rule(NamedTuple):
     Attributes:
       window: how many of the newest values count, at most LENGTH.
       threshold: in standard deviations.
-      falls: whether a value far below is one too.
+      falls: whether a value far below the mean is a spike too.
     """
 
     window: int
@@ -31,7 +31,7 @@ class Rule(NamedTuple):
 
 RULES = {
     "skip_step": Rule(128, 6.0),  # OLMo-core's SkipStepOptimizer
-    "olmo2": Rule(LENGTH, 7.0, falls=True),  # OLMo 2 (arXiv:2501.00656), section 3; its window of SDs is taken here
+    "olmo2": Rule(LENGTH, 7.0, falls=True),  # OLMo 2 (arXiv:2501.00656), section 3; the SD is that of the window
 }
 
 
@@ -79,7 +79,7 @@ def exceeds(z: ArrayLike, rule: Rule) -> Bool[Array, "*n"]:
     return (jnp.abs(z) if rule.falls else jnp.asarray(z)) > rule.threshold
 
 
-def taken_in(state: Windows, new_Q: Float[Array, " Q"]) -> Windows:
+def push(state: Windows, new_Q: Float[Array, " Q"]) -> Windows:
     """The windows with one more value each, which has to be finite."""
     spikes = exceeds(deviations(state, new_Q, RULES["olmo2"].window), RULES["olmo2"])
     mean_Q, deviation_Q = moments(state, RULES["skip_step"].window)
@@ -95,24 +95,22 @@ def scores(state: Windows, steps: ArrayLike) -> Float[Array, " Q"]:
 
 
 @jax.jit
-def _over(values_n: Array) -> dict[str, Array]:
+def _scan(values_n: Array) -> dict[str, Array]:
     def body(state: Windows, value: Array) -> tuple[Windows, dict[str, Array]]:
-        found = {name: deviations(state, value[None], rule.window)[0] for name, rule in RULES.items()}
-        taken = jax.tree.map(
-            lambda new, old: jnp.where(jnp.isfinite(value), new, old), taken_in(state, value[None]), state
-        )
-        return taken, found
+        by_rule = {name: deviations(state, value[None], rule.window)[0] for name, rule in RULES.items()}
+        taken = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(value), new, old), push(state, value[None]), state)
+        return taken, by_rule
 
     return jax.lax.scan(body, windows(1), values_n)[1]
 
 
 def deviations_over(values: ArrayLike) -> dict[str, np.ndarray]:
-    """What the step would have said of each value of a series.
+    """The deviations that the training step would have measured for each value of a series.
 
     Args:
-      values: `[n]`, in the order of steps; what isn't finite has the deviation 0 and is not taken in.
+      values: `[n]`, in the order of steps; what isn't finite has the deviation 0 and doesn't enter the windows.
 
     Returns:
       {rule: deviations, float32[n]}.
     """
-    return {name: np.asarray(z) for name, z in _over(jnp.asarray(values, jnp.float32)).items()}
+    return {name: np.asarray(z) for name, z in _scan(jnp.asarray(values, jnp.float32)).items()}

@@ -45,7 +45,7 @@ class CheckpointConfig(Options):
 
 
 class Checkpoints:
-    """The checkpoints of a run, one directory a step; also a context manager."""
+    """The checkpoints of a run, one directory per step; also a context manager."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Checkpoints:
     def _or_user_error(self, write: Callable[[], Any]) -> None:
         try:
             write()
-        except Exception as error:  # whatever kept a checkpoint from being written, its maker is told in one line
+        except Exception as error:  # whatever prevents a save, people read of it in one line
             self._manager.reload()
             raise UserError(
                 f"checkpoint {self._saving} could not be written to {self._directory}: {_reason(error)}"
@@ -271,7 +271,7 @@ def _described(tree: Any, digest: dict[str, str] | None = None) -> dict[str, dic
 
 
 def _mismatch(saved: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> str:
-    """What keeps the saved arrays from being the wanted ones, or "" where nothing does."""
+    """How the saved arrays differ from the wanted ones; "" where they don't."""
     differences = [f"{path} is missing there" for path in wanted if path not in saved]
     differences += [f"{path} is unknown here" for path in saved if path not in wanted]
     for path in wanted.keys() & saved.keys():
@@ -290,7 +290,7 @@ def _sha256(record: dict[str, Any]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, on one line: libraries nest "where: why", so that where it is cut, its end stays."""
+    """What went wrong, on one line. Libraries nest "where: why", so that a long text is cut before its end."""
     text = " ".join(ANNOTATION.sub("", str(error)).split())
     if len(text) > LONGEST_REASON:
         text = f"{text[:40]} ... {text[40 - LONGEST_REASON :]}"

@@ -39,7 +39,7 @@ class TrainConfig(Options):
 
     steps: int = option(1000, "Updates, over which the schedule is laid.", Range(1))
     extend: int = option(
-        0, "Updates after those, at the schedule's last value; a finished run goes on by it.", Range(0)
+        0, "Updates after train.steps, at the schedule's last rate; a finished run goes on for as many.", Range(0)
     )
     batch_size: int = option(32, "Sequences in the global batch.", Range(1))
     accumulation: int = option(1, "Micro-batches that a batch is taken in.", Range(1))
@@ -52,7 +52,7 @@ class TrainConfig(Options):
         0, "Updates over which sequences grow from the first of warmup_lengths to data.length.", Range(0)
     )
     warmup_lengths: tuple[int, ...] = option(
-        (), "Lengths on that way, ascending, each a program of its own to compile: records are cut to them.", Range(1)
+        (), "Lengths on the way to data.length, ascending, that records are cut to; each compiles a program.", Range(1)
     )
 
     def __post_init__(self) -> None:
@@ -185,7 +185,7 @@ def check(config: Config) -> None:
 
 
 # What may differ when a run is continued: where and how it runs and what is looked at, not what is computed (but for
-# rounding); and what is done about the next spike, for a run that one has stopped.
+# rounding); and what is done about the next spike, for a run that a spike has stopped.
 NOT_TRAINING = (
     "stability.",
     "mesh.",
@@ -203,7 +203,7 @@ NOT_TRAINING = (
 
 
 def training_keys(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A flat config without what doesn't change the training, options of methods that aren't chosen among it."""
+    """A flat config without keys that don't change the training, such as options of methods that aren't chosen."""
     idle = unchosen(flat)
     return {key: value for key, value in flat.items() if key not in idle and not key.startswith(NOT_TRAINING)}
 

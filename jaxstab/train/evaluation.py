@@ -47,10 +47,10 @@ class Evaluation:
         return {name: split for name, split in {"validation": self.corpus.validation, **at_end}.items() if len(split)}
 
     def unjudged(self, workdir: Path, step: int, attempt: int) -> dict[str, data.PackedSplit]:
-        """The sets of a step that its evaluation has not come to: a run is saved first, and may end in an evaluation.
+        """The sets that a step's evaluation hasn't judged: a step is saved first, and a run may end in its evaluation.
 
         Args:
-          workdir: whose metrics tell.
+          workdir: its metrics tell.
           step: of the checkpoint that the run goes on from.
           attempt: of the run.
         """
@@ -75,7 +75,7 @@ class Evaluation:
         Args:
           step: of the state.
           state: what is judged.
-          sets: what by; see `sets`.
+          sets: what it is judged by; see `sets`.
           logger: takes the results.
           between: called before each batch; what it raises ends the evaluation.
         """
@@ -93,7 +93,7 @@ class Evaluation:
     def _show_sample(self, step: int, weights: Any, logger: RunLogger) -> None:
         try:
             logger.text(step, "sample", self._sample(step, weights))
-        except Exception as error:  # a sample is to be looked at; no run ends for it
+        except Exception as error:  # a sample is there to be read; no run ends for lack of one
             logger.notice(f"step {step}: there is no sample ({type(error).__name__}: {error})")
 
     def _sample(self, step: int, weights: Any) -> str:

@@ -2,7 +2,7 @@
 
 incident.json          what was measured, what was done, the config, the batch's place, the checkpoint before it
 batch.npy              its tokens, int32 [B, T+1]
-batch.txt              its text, a document a paragraph
+batch.txt              its text, one paragraph per document
 metrics.jsonl          the last HISTORY steps of every measurement, as in the workdir itself
 measurements/
 summary.md             a page to read first
@@ -38,7 +38,7 @@ Remembered = tuple[int, dict[str, float], dict[str, Any]]  # step, scalars, vect
 
 
 class Incidents:
-    """The incidents of a run, and the last steps that the next one will tell of."""
+    """The incidents of a run, and its last steps, which the next incident's record will hold."""
 
     def __init__(self, workdir: Path, limit: int, attempt: int, last_step: int, warn: Callable[[str], None] = print):
         """Goes on in `workdir` after `last_step`; at most `limit` incidents are kept. `warn` takes a line."""
@@ -70,7 +70,7 @@ class Incidents:
           tokenizer: to show them as text.
 
         Returns:
-          Where it is; None where there are as many as are kept.
+          Where it is; None where the limit of incidents has been reached.
         """
         step, scalars, _ = self._steps[-1]
         path = self._directory / (f"{step}-{self._attempt}" if self._attempt else str(step))
@@ -121,7 +121,7 @@ def read(workdir: Path, step: str) -> tuple[Path, dict[str, Any]]:
 
 
 def read_steps(directory: Path, after: int, last: int) -> list[Remembered]:
-    """The training steps in force after one and up to another, of a workdir or what is read like one."""
+    """The training steps in force after step `after` and up to `last`, of a workdir or what is read like one."""
     arrays = _by_step(read_measurements(directory, after=after))
     return [
         (
@@ -166,7 +166,7 @@ def _decoded(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
     """The text of tokens, or why they have none: an incident is written down whatever is in its batch."""
     try:
         return tokenizer.decode(tokens.tolist())
-    except Exception as error:  # each library has its own
+    except Exception as error:  # each library raises its own
         return f"({len(tokens)} tokens that the tokenizer can't decode: {type(error).__name__}: {error})"
 
 

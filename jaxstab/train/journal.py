@@ -33,7 +33,7 @@ class Rollback:
       skip: batches left out from now on.
       learning_rate, max_norm: a factor on the rate, and a limit on the gradient's norm (0 for none), up to step
         `until`.
-      reason: what was seen.
+      reason: what was measured.
     """
 
     attempt: int
@@ -48,7 +48,7 @@ class Rollback:
 
 @dataclasses.dataclass(frozen=True)
 class Journal:
-    """What is to be kept to from now on.
+    """The interventions that the run keeps to from now on.
 
     Attributes:
       skipped: disjoint ranges of batches, ascending.
@@ -60,7 +60,7 @@ class Journal:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Journal:
-        """The journal of its fields as JSON."""
+        """The journal whose fields stand in `values`, as JSON has them."""
         skipped = tuple((first, end) for first, end in values["skipped"])
         return cls(skipped, tuple(Rollback(**rollback) for rollback in values["rollbacks"]))
 

@@ -44,10 +44,10 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> None
 def _train(config: Config, workdir: Path, console: Console) -> None:
     tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)
     config = config.with_vocabulary(tokenizer.vocabulary)
-    program = build(config, tokenizer.end)  # what doesn't fit together is told before anything is tokenised
+    program = build(config, tokenizer.end)  # first, so that what doesn't fit together costs no tokenising
     check_prompt(config, tokenizer)
     corpus, texts = data.prepare(config.data), prepare_texts(config)
-    data.Batches(corpus.train, config.data.seed).records(0, config.train.batch_size)  # there have to be enough
+    data.Batches(corpus.train, config.data.seed).records(0, config.train.batch_size)  # raises where there are too few
     identity = {"tokenizer_digest": corpus.tokenizer.digest, "data_digest": corpus.digest}
     warn, pinned = functools.partial(_say, console), functools.partial(incidents.pinned, workdir)
     workdirs.claim(workdir, config, identity, warn)
@@ -66,8 +66,10 @@ def _attempt(
     workdir: Path,
     console: Console,
 ) -> bool:
-    """Goes on from the newest checkpoint that the journal hasn't abandoned; whether the journal now asks for another
-    attempt. A roll-back is a line in the journal and a new attempt, so that one killed midway goes on like any run."""
+    """Goes on from the newest checkpoint that the journal hasn't abandoned; returns whether another attempt is due.
+
+    A roll-back is a line in the journal and a new attempt, so that a roll-back killed midway goes on like any run.
+    """
     config, journal = program.setup.config, journals.read(workdir)
     checkpoints.abandon(journal.abandons)
     restored = checkpoints.restore_latest(program.abstract_state)
@@ -128,7 +130,7 @@ class Trainer:
         self.total = self.config.total_steps
 
     def advance(self, state: TrainState, start: int, unjudged: dict[str, data.PackedSplit]) -> TrainState:
-        """Takes the steps from `start`, which these sets have still to judge, to the end.
+        """Takes the steps after `start` to the end; before that, the sets in `unjudged` judge the state of `start`.
 
         On return the last checkpoint is on the disk.
         """
@@ -171,7 +173,7 @@ class Trainer:
         self.logger.train(step, scalars, arrays)
         self.incidents.remember(step, scalars, arrays)
         if incidents.is_incident(scalars) and (scalars["train/halted"] or not self.incidents.goes_on):
-            self.checkpoints.wait()  # what is gone back to, and replayed from, has to be on the disk
+            self.checkpoints.wait()  # a roll-back or a replay starts from what is on the disk
             action = recovery.decide(self.config.stability, self.journal, self.checkpoints.steps(), step, scalars)
             recovery.act(action, self, step, state)
 
@@ -185,13 +187,13 @@ class Trainer:
         if self.checkpoints.due(step) or step == self.total:
             self.save(step, state)
         if self.evaluation.due(step):
-            self.checkpoints.wait()  # an evaluation that is killed finds its step on the disk
+            self.checkpoints.wait()  # so that a kill during the evaluation doesn't lose the step
         try:
             if self.evaluation.due(step):
                 self._evaluate(step, state, self.evaluation.sets(step))
             if step < self.total:
                 self.request.answer(step)
-        except Exception:  # whatever ends the run here, a signal too, the step stays
+        except Exception:  # whatever ends the run here, be it a signal, the step is saved
             self.save(step, state)
             self.checkpoints.wait()
             raise

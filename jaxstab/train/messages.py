@@ -35,7 +35,7 @@ def plan(program: Program, corpus: data.Prepared, inputs: StepInputs, workdir: P
 
 
 def how_to_go_on(program: Program, workdir: Path, steps: int) -> str:
-    """What may be done with a complete run; training on only where the schedule's last rate is one."""
+    """What may be done with a complete run; it can train on only where the schedule's last rate isn't 0."""
     beside_python = os.path.relpath(Path(sys.executable).with_name("tensorboard"))
     tensorboard = "tensorboard" if shutil.which("tensorboard") else beside_python
     lines = [f"Curves:      {tensorboard} --logdir {workdir}"]

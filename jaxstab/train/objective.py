@@ -23,7 +23,7 @@ ForwardMaxima = dict[str, Array]  # {"max_attention_logit": [L, H]} over a batch
 
 
 def segments(setup: Setup, tokens_BT: Int[Array, "B T"]) -> Int[Array, "B T"] | None:
-    """Document numbers, where attention stays inside documents."""
+    """Document numbers; None where attention crosses documents."""
     if not setup.config.model.mask_documents:
         return None
     assert setup.end is not None, "masking documents needs the tokenizer's end-of-document id"
@@ -139,13 +139,16 @@ def evaluation_sums(
 
 def output_moments(setup: Setup, tokens_BT: Int[Array, "B T"], weights: Weights) -> dict[str, Moments]:
     """Moments of what every matrix puts out on a batch, by its path, one row per device in memory at a time."""
-    rows_on_a_device = len(tokens_BT) // (setup.mesh.shape["replica"] * setup.mesh.shape["fsdp"])
+    rows_per_device = len(tokens_BT) // (setup.mesh.shape["replica"] * setup.mesh.shape["fsdp"])
 
     def of_rows(tokens_BT: Array) -> dict[str, Moments]:
         return linen_moments(setup.model, weights, tokens_BT, segments(setup, tokens_BT))
 
     def merge(number: Array, old: Moments, new: Moments) -> Moments:
-        """Of equally many values each, `number` micro-batches with the new one (Chan et al. 1983)."""
+        """The moments of `number` micro-batches of equal size, given `old` of all but the last and `new` of the last.
+
+        Source: Chan et al. 1983.
+        """
         mean = old.mean + (new.mean - old.mean) / number
         between = (new.mean - old.mean) * (new.mean - mean)
         return Moments(mean, old.variance + (new.variance + between - old.variance) / number)
@@ -156,4 +159,4 @@ def output_moments(setup: Setup, tokens_BT: Int[Array, "B T"], weights: Weights)
         return number + 1, {path: merge(number, old, new[path]) for path, old in moments.items()}
 
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_rows, tokens_BT))
-    return scan_micro_batches(add, (jnp.ones(()), zero), tokens_BT, rows_on_a_device)[1]
+    return scan_micro_batches(add, (jnp.ones(()), zero), tokens_BT, rows_per_device)[1]

@@ -73,7 +73,7 @@ def decide(
 def _rollback(
     options: StabilityConfig, journal: Journal, checkpoints: Collection[int], step: int, reason: str
 ) -> Rollback:
-    """To the newest checkpoint that is old enough, leaving out the batches around the incident's."""
+    """A roll-back to the newest checkpoint that is old enough; it leaves out the batches around the incident's."""
     to = max((at for at in checkpoints if at <= step - options.rollback_steps), default=0)
     batch = journal.batch_of(step)
     return Rollback(
@@ -98,13 +98,13 @@ def reason_of(options: StabilityConfig, scalars: Mapping[str, float]) -> str:
 
 
 def act(action: Action, trainer: Trainer, step: int, state: TrainState) -> None:
-    """Leaves the incident of a step on record, and rolls back or stops where the action is that.
+    """Writes down the incident of a step, and rolls back or stops if that is the action.
 
     Args:
       action: what is done.
       trainer: of the run; every checkpoint is on the disk.
       step: of the incident.
-      state: of a halted device, where the run stops: the one before the step, unless that was taken.
+      state: the device's, which is needed where the run stops: that before the step, unless the step was taken.
 
     Raises:
       RolledBack: the journal tells where to go on from.
@@ -130,7 +130,7 @@ def act(action: Action, trainer: Trainer, step: int, state: TrainState) -> None:
 
 
 def _where_it_goes_on(action: Action, trainer: Trainer, step: int, state: TrainState) -> str:
-    """Saves the state before a step, where the device has it still."""
+    """Says where the run goes on; saves the state before a step where the device still has it."""
     if action.was_taken:
         return f"the run goes on from {f'checkpoint {action.replay_from}' if action.replay_from else 'its beginning'}"
     guard = state.guard._replace(halted=jnp.zeros_like(state.guard.halted))

@@ -25,7 +25,7 @@ class StopRequest:
     number: int | None = None
 
     def take(self, number: int, frame: FrameType | None) -> None:
-        """Handles the first signal; a second one gets what it would get without us."""
+        """Handles the first signal; a second one has its usual effect."""
         self.number = number
         for each, handler in self.previous.items():
             signal.signal(each, handler)

@@ -45,7 +45,7 @@ def train_step(
         clipped_raw_gradients, clip, was_clipped = _clipped(
             setup, reparam.table, hypers, raw_gradients, norm, state.clip
         )
-    # Made once: XLA would clip anew for every moment, which keeps old moments alive beside the new ones.
+    # Without the barrier XLA would clip anew for every moment, which keeps old moments alive beside the new ones.
     clipped_raw_gradients = jax.lax.optimization_barrier(clipped_raw_gradients)
 
     loss = sums.cross_entropy / sums.targets
@@ -96,13 +96,17 @@ def train_step(
 def _clipped(
     setup: Setup, table: Table[Side], hypers: Hypers, gradients: Tree[Side], norm: Float[Array, ""], state: Any
 ) -> tuple[Tree[Side], Any, Bool[Array, ""]]:
-    """Gradients of that norm, clipped as a roll-back asks and by the run's rule; its state; if they changed."""
+    """Clips gradients, whose norm is `norm`, as a roll-back asks and by the run's rule.
+
+    Returns:
+      The clipped gradients, the rule's state, and whether clipping changed them.
+    """
     clipped, state = setup.optimizer.clip.update(_at_most(hypers.max_norm, gradients, norm), state)
     return clipped, state, stability.global_norm(table, clipped) < 0.9999 * norm
 
 
 def _at_most(max_norm: ArrayLike | None, gradients: Tree[Side], norm: Float[Array, ""]) -> Tree[Side]:
-    """Scales gradients of that norm down to `max_norm`, which in a run is inf but for a while after a roll-back."""
+    """Scales gradients, whose norm is `norm`, down to `max_norm`: in a run inf, but for a while after a roll-back."""
     if max_norm is None:
         return gradients
     factor = jnp.where(norm > max_norm, max_norm / norm, 1.0)

@@ -26,7 +26,7 @@ class StepInputs:
     """Batches and hyper-parameters by step, counted from 1.
 
     Attributes:
-      lengths: of the sequences, from when on.
+      lengths: the lengths of the sequences, and from which updates on they hold.
     """
 
     def __init__(self, program: Program, split: data.PackedSplit, journal: Journal):
@@ -110,7 +110,7 @@ def length_at(schedule: tuple[LengthChange, ...], update: int) -> int:
 
 
 def tokens_before(schedule: tuple[LengthChange, ...], update: int) -> int:
-    """Tokens of one row of the batches before an update, all of those trained on."""
+    """Tokens that the batches before an update have trained on, per row of a batch."""
     ends = [change.first_update for change in schedule[1:]]
     return sum(
         change.length * max(0, min(update, end) - change.first_update)
@@ -142,7 +142,7 @@ def pack(*metrics: dict[str, Array]) -> Packed:
 
 
 def unpack(packed: Packed) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Fetches them in one transfer, which waits for the step: scalars, and the arrays over layers, by name."""
+    """Fetches measurements in one transfer, which waits for the step: scalars, and arrays over layers, by name."""
     ends = np.cumsum([np.prod(shape, dtype=int) for shape in packed.shapes.values()])
     parts = np.split(np.asarray(packed.values), ends[:-1])
     shaped = {name: part.reshape(shape) for (name, shape), part in zip(packed.shapes.items(), parts, strict=True)}

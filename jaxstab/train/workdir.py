@@ -48,36 +48,36 @@ def claim(
     """Saves the resolved config in a new workdir, or checks it against the one that is there.
 
     A run may have been begun by another version of this package: keys that its config lacks have their defaults, and
-    keys that are no more are told and left out.
+    keys that no longer exist are named in a warning and left out.
 
     Args:
       workdir: exists.
       config: resolved.
       identity: digests of what the config names but doesn't hold: the tokenizer and the packed data.
-      warn: takes the line that names keys that are no more.
+      warn: takes the line that names keys that no longer exist.
 
     Raises:
       UserError: the workdir can't be written.
       ConfigError: it belongs to another run; the message lists the keys that differ.
     """
     path = workdir / CONFIG
-    mine = _json(training_keys(flatten(config)) | identity)
+    current = _json(training_keys(flatten(config)) | identity)
     try:
         if not path.exists():
             _replace(path, {"config": flatten(config), "identity": identity})
             return
         saved = json.loads(path.read_text())
-        there = training_keys({**_json(flatten(Config())), **saved["config"]}) | saved["identity"]
+        previous = training_keys({**_json(flatten(Config())), **saved["config"]}) | saved["identity"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} can't be used ({type(error).__name__}: {error}); take another workdir") from error
     known = flatten(config) | identity
-    gone = [f"{key}={value!r}" for key, value in there.items() if key not in known]
-    if gone:
-        warn(f"{path} has keys that this version doesn't know and leaves out: {', '.join(gone)}")
+    dropped = [f"{key}={value!r}" for key, value in previous.items() if key not in known]
+    if dropped:
+        warn(f"{path} has keys that this version doesn't know and leaves out: {', '.join(dropped)}")
     differing = [
-        f"{key} (there {there[key]!r}, here {value!r})"
-        for key, value in mine.items()
-        if there.get(key, value) != value  # keys of one side alone are those of a method that the other hasn't chosen
+        f"{key} (there {previous[key]!r}, here {value!r})"
+        for key, value in current.items()
+        if previous.get(key, value) != value  # keys of one side alone belong to a method that the other hasn't chosen
     ]
     if differing:
         raise ConfigError(

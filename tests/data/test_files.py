@@ -103,7 +103,7 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, case, monkeypatch):
     assert "\n" not in str(error.value)
     tolerant = BadLines(1)
     assert read(path, tolerant) == ["x" * 100] * 17
-    assert len(tolerant.found) == 1
+    assert len(tolerant.places) == 1
 
 
 def test_a_parquet_row_without_text_is_named(tmp_path):

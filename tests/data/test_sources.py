@@ -41,7 +41,7 @@ def test_a_tfds_set_of_our_making_needs_no_tensorflow(tfds_config, texts, tmp_pa
     import tensorflow_datasets as tfds
 
     assert "tensorflow" not in sys.modules
-    monkeypatch.setattr(sources, "DOCUMENTS_A_UNIT", 70)
+    monkeypatch.setattr(sources, "DOCUMENTS_PER_UNIT", 70)
     assert len(open_source(tfds_config).units()) == 5
     assert sorted(read(tfds_config)) == sorted(texts)
     by_directory = dataclasses.replace(tfds_config, name=str(tmp_path / "sets" / "small_corpus" / "1.0.0"), data_dir="")
@@ -53,7 +53,7 @@ def test_a_tfds_set_of_our_making_needs_no_tensorflow(tfds_config, texts, tmp_pa
 
 
 def test_a_tfds_set_is_packed_in_parallel(tfds_config, texts, monkeypatch):
-    monkeypatch.setattr(sources, "DOCUMENTS_A_UNIT", 100)
+    monkeypatch.setattr(sources, "DOCUMENTS_PER_UNIT", 100)
     prepared = prepare(dataclasses.replace(tfds_config, workers=2))
     assert prepared.train.documents + prepared.validation.documents == len(texts)
 
@@ -98,7 +98,7 @@ def datasets(tmp_path, monkeypatch):
 
 
 def test_a_saved_hugging_face_set(datasets, config, texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "DOCUMENTS_A_UNIT", 100)
+    monkeypatch.setattr(sources, "DOCUMENTS_PER_UNIT", 100)
     whole = datasets.Dataset.from_dict({"text": texts})
     whole.save_to_disk(str(tmp_path / "saved"))
     datasets.DatasetDict({"train": whole}).save_to_disk(str(tmp_path / "saved_dict"))

@@ -39,7 +39,7 @@ def rotated(x, head):
 
 
 def forward(config, arrays, tokens):
-    """One sequence through the Llama; what is measured on the way, a row a layer."""
+    """One sequence through the Llama; what is measured on the way, one row per layer."""
     head, length = config.head_dim, len(tokens)
     x = arrays["embed"][tokens]
     seen = {"shortcut_std/embedding": x, "attention": [], "mlp": [], "probabilities": [], "logits": [], "gates": []}

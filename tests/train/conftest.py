@@ -71,7 +71,7 @@ class TinyRuns:
             assert arrays[path].tobytes() == array.tobytes(), path
 
     def assert_same_end(self, workdir: Path, reference: Path, step: int = STEPS) -> None:
-        """Asserts that two runs ended alike, bit for bit, and that each step is told once."""
+        """Asserts that two runs ended alike, bit for bit, and that each step is reported once."""
         assert [line["step"] for line in self.steps(workdir)] == list(range(1, step + 1))
         assert self.lines(workdir) == self.lines(reference)
         self.assert_same_arrays(workdir, reference, step)

@@ -1,4 +1,4 @@
-"""The pages that are written from the code are those in docs/, and every method is told and checked."""
+"""The pages that are written from the code are those in docs/, and every method is described and checked."""
 
 from pathlib import Path
 

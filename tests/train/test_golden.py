@@ -22,7 +22,7 @@ COLUMNS = (
     "stability/update_ratio/q_proj",
     "stability/update_ratio/down_proj",
 )
-# A row a step; of measurements with a layer axis, the last layer.
+# One row per step; of measurements with a layer axis, the last layer.
 GOLDEN = """
 3.7692976 63.959766 1.899333 0.040141668 0.053574786 0.052192926 0.054598138
 3.1474597 42.592762 1.3396257 0.068563625 0.095730849 0.081337579 0.092465386

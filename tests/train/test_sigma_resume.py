@@ -1,4 +1,4 @@
-"""sigma_reparam's power vectors are state of the run: exact over a kill, and advanced once a step."""
+"""sigma_reparam's power vectors are state of the run: exact over a kill, and advanced once per step."""
 
 import os
 import signal

@@ -40,7 +40,7 @@ def output(capsys):
 
 
 def send(monkeypatch, *numbers, step):
-    """Lets the process get signals while a step is told; the step after it is under way then."""
+    """Lets the process get signals while a step is reported; the step after it is under way then."""
 
     def train(self, at, *rest, real=RunLogger.train):
         real(self, at, *rest)
@@ -55,7 +55,7 @@ def send(monkeypatch, *numbers, step):
     ("number", "told_step", "overrides", "kept"),
     [
         (signal.SIGINT, 3, [], {"2", "3"}),
-        (signal.SIGTERM, 4, ["--config.checkpoint.every=0"], {"5"}),  # step 5 is under way when 4 is told
+        (signal.SIGTERM, 4, ["--config.checkpoint.every=0"], {"5"}),  # step 5 is under way when 4 is reported
     ],
 )
 def test_a_signal_saves_and_the_same_command_goes_on_exactly(

@@ -11,7 +11,7 @@ from jaxstab.diagnose.causes.nonfinite import NONFINITE
 from jaxstab.diagnose.causes.weights_scaled import WEIGHTS_SCALED
 from jaxstab.diagnose.history import History
 
-# In the order in which they are said, the best borne out first. "none" is what is said where none of the others is.
+# In the order of the report: what evidence bears out best comes first. "none" is said where there is no other cause.
 CAUSES: dict[str, Kind] = {
     "weights_scaled": WEIGHTS_SCALED,
     "embedding_scale": EMBEDDING_SCALE,
@@ -22,18 +22,18 @@ CAUSES: dict[str, Kind] = {
     "none": Kind("nothing out of the ordinary", lambda history: []),
 }
 NONE = Cause("none", evidence=("no measurement left what is usual in a way that a cause is known for",))
-ECHO = 60  # steps after a change of weights in which a jump of the loss is its doing: this project's choice
+ECHO = 60  # steps for which jumps of the loss are put down to a change of weights: this project's choice
 
 
 def find_causes(history: History) -> list[Cause]:
-    """Causes that the evidence bears out, what it bears out best first; [Cause("none")] where there is none."""
+    """Causes that the evidence bears out, the best first; [Cause("none")] where there is none."""
     return ranked([cause for kind in CAUSES.values() for cause in kind.find(history)]) or [NONE]
 
 
 def ranked(causes: list[Cause]) -> list[Cause]:
     """Leaves out what another cause explains, and puts changes from outside first, by step.
 
-    - An embedding that began too small explains what else began off its scale, which is measured against it.
+    - An embedding that began too small explains other matrices that seem to have begun off their scale.
     - A change of weights explains the jumps of the loss within ECHO steps after it.
 
     What causes must know of each other while they look is in their own files: where matrices grow violently, a change

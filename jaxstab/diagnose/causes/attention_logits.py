@@ -9,7 +9,7 @@ from jaxstab.diagnose.causes.weight_changes import Change, weight_changes
 from jaxstab.diagnose.history import History
 
 LARGE = 50.0  # this project's choice, early; Wortsman et al. 2023 (arXiv:2309.14322): every run over 1e4 diverged
-UNLIKE_OTHERS = 5.0  # times the median head's: this project's choice, so that one head is meant, not all
+UNLIKE_OTHERS = 5.0  # times the median head's: this project's choice, so that one head stands out
 
 
 def find(history: History) -> list[Cause]:

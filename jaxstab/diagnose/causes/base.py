@@ -52,7 +52,7 @@ class Kind(NamedTuple):
 
     Attributes:
       meaning: the cause in words, after its name.
-      find: the causes of this kind that a history bears out, the first first.
+      find: the causes of this kind that a history bears out, the earliest first.
       advice: what would be changed in the config of a run with such a cause, the best first.
     """
 

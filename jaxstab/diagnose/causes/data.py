@@ -18,12 +18,12 @@ from jaxstab.numerics import robust_spread
 FAR = 6.0  # robust standard deviations, as many as SkipStep's
 LEAST_JUMP = 0.5  # nats, of a stretch: chosen, more than the noise of small batches of healthy text
 LEAST_OF_ONE = 1.0  # nats, of a single batch: measured, a record of phonetic transcription jumps by 0.6 in healthy runs
-LEAST_KNOWN = 32  # losses, before which none is usual: measured, the first fall is steep and rarely smooth
-LEAST_LOSSES = 20  # chosen: a history of fewer is not looked at
+LEAST_KNOWN = 32  # losses, fewer of which make no usual level: measured, the first fall is steep, rarely smooth
+LEAST_LOSSES = 20  # chosen: a history of fewer is not examined
 LEAST_SPREAD = 0.05  # nats: chosen, below the noise of any batch
 LEVEL, NOISE = 12, 48  # chosen: losses that give the usual level, and its spread
 NEW_LEVEL = 60  # steps: chosen, what stays away for longer is a change for good
-RETURNED = 0.3  # of the jump, or 0.25 nats: chosen, how near the loss comes again within NEW_LEVEL steps
+RETURNED = 0.3  # of the jump, or 0.25 nats: chosen, how near its old level the loss is within NEW_LEVEL steps
 GRADIENT = 3.0  # robust standard deviations of log ‖g‖: chosen, a single odd batch shows in its gradient too
 
 
@@ -44,7 +44,8 @@ DATA = Kind("a stretch of batches unlike the others", find, advice)
 def odd_batches(history: History) -> list[Cause]:
     """Stretches whose loss is far from that of the batches before, from one step to the next.
 
-    The loss comes back after them, unless the run ends before. A single step takes a larger jump, and another gradient.
+    The loss comes back after them, unless the run ends before. For a single step the jump has to be larger, and the
+    gradient unusual too.
     """
     steps, loss = history.scalar("train/loss")
     norm_steps, norm = history.scalar("train/grad_norm")
@@ -76,7 +77,7 @@ def odd_batches(history: History) -> list[Cause]:
 
 
 def _returns(after: Float[np.ndarray, " n"], center: float, jump: float) -> bool:
-    """Whether the loss comes near its level of before again; yes, where the run ends with the stretch."""
+    """Whether the loss comes back to near its level before the stretch; True where the run ends with the stretch."""
     finite = after[np.isfinite(after)]
     if not len(after):
         return True
@@ -86,7 +87,7 @@ def _returns(after: Float[np.ndarray, " n"], center: float, jump: float) -> bool
 def _far_from_before(loss: Float[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which losses are far from those before, what was usual then, and its spread.
 
-    What is flagged is no part of what is usual for the next.
+    Flagged losses don't count towards what is usual for later ones.
     """
     flags, centers, spreads = np.zeros(len(loss), bool), np.full(len(loss), np.nan), np.full(len(loss), np.nan)
     ordinary: list[float] = []
@@ -94,10 +95,10 @@ def _far_from_before(loss: Float[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndar
     for i, value in enumerate(loss):
         if len(ordinary) >= LEAST_KNOWN:
             centers[i] = np.median(ordinary[-LEVEL:])
-            # From one value to the next, so that the fall of the loss itself is no spread.
+            # The spread of changes from value to value, to which the fall of the loss itself adds little.
             spreads[i] = max(float(robust_spread(np.diff(ordinary[-NOISE:]))) / math.sqrt(2), LEAST_SPREAD)
-            apart = value - centers[i] if value > centers[i] else 0.5 * (centers[i] - value)  # it falls early on
-            flags[i] = apart > max(FAR * spreads[i], LEAST_JUMP)
+            distance = value - centers[i] if value > centers[i] else 0.5 * (centers[i] - value)  # a loss falls early on
+            flags[i] = distance > max(FAR * spreads[i], LEAST_JUMP)
         in_a_row = in_a_row + 1 if flags[i] else 0
         if np.isfinite(value) and (not flags[i] or in_a_row > NEW_LEVEL):  # a change for good is the new level
             ordinary.append(float(value))

@@ -10,14 +10,14 @@ from jaxstab.diagnose.causes.base import Advice, Cause, Kind
 from jaxstab.diagnose.causes.weight_changes import off_initial_scale
 from jaxstab.diagnose.history import History
 
-# Of the median std of the matrices that read it. This project's; the paper asks for an embedding's std close to 1, and
-# has no number for how far below it harms.
+# A fraction of the median std of the matrices that read the embedding: this project's choice. The paper asks for an
+# embedding's std close to 1, and doesn't say how far below that harms.
 SMALL = 0.3
 READERS = ("q_proj", "k_proj", "v_proj", "up_proj")
 
 
 def find(history: History) -> list[Cause]:
-    """By its own initial scale, and beside the matrices that read it."""
+    """Judges the embedding by its own initial scale, and by the matrices that read it."""
     below = [
         str(each)
         for each in history.once(off_initial_scale)
@@ -38,7 +38,7 @@ EMBEDDING_SCALE = Kind("the embedding began too small", find, advice)
 
 
 def _beside_its_readers(history: History) -> list[str]:
-    """Whether the embedding began far below the matrices that read it, by standard deviation."""
+    """A sentence where the embedding's standard deviation began far below that of the matrices that read it."""
     norms, table = history.measured("norm_effective"), history.table
     if "embed_tokens" not in table or "embed_tokens" not in norms or norms["embed_tokens"].steps[0] != 1:
         return []

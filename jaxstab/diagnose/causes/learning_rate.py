@@ -1,7 +1,7 @@
 """A learning rate that is too high: all matrices grow fast, or the loss rises for good.
 
-Updates that add up like independent ones make ‖W‖² grow by the sum of ‖ΔW‖². A rate shows in all matrices at once,
-where a fault of one shows in that one.
+Updates that add up like independent ones make ‖W‖² grow by the sum of ‖ΔW‖². A learning rate shows in all
+matrices at once, a fault of one matrix in that matrix alone.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from jaxstab.diagnose.causes.data import odd_batches
 from jaxstab.diagnose.history import History
 
 SPAN = 50  # steps in which growth is judged: this project's choice
-# Of the median ‖W̄‖ in SPAN steps: half of what ‖W‖² was is added. Measured (docs/results/diagnose.md): healthy small
-# models grow by 1.05 to 1.12, and by 1.3 where they began to spike; at 4.5 times their rate and more, by 1.4 and more.
+# Growth of the median ‖W̄‖ in SPAN steps, in which ‖W̄‖² grows by half of itself. Measured (docs/results/diagnose.md):
+# healthy small models grow by 1.05 to 1.12, and by 1.3 where they began to spike; at 4.5 times their rate and more, by
+# 1.4 and more.
 TOO_FAST = math.sqrt(1.5)
-VIOLENT = 3.0  # likewise: this project's choice, a growth in which no single change of a norm stands out
+VIOLENT = 3.0  # likewise: this project's choice; in such a growth no single change of a norm stands out
 RISE = 0.5  # nats above the least loss, for good: this project's choice
-LEAST_LOSSES = 60  # without which no rise is looked for: this project's choice
+LEAST_LOSSES = 60  # this project's choice: with fewer losses no rise is looked for
 
 
 class Growth(NamedTuple):
-    """By how much a matrix grew, and the first and the last step of it."""
+    """By how much a matrix grew, and between which steps."""
 
     factor: float
     first: int
@@ -33,7 +34,7 @@ class Growth(NamedTuple):
 
 
 def find(history: History) -> list[Cause]:
-    """By the growth of matrices; where they don't tell, and the loss jumped at no step, by a loss that rises."""
+    """Judges by the growth of matrices, then by a loss that rises without having jumped at any step."""
     if history.once(growth).factor >= TOO_FAST:
         return [_too_fast(history)]
     return [] if history.once(odd_batches) else _rising_loss(history)
@@ -52,7 +53,7 @@ LEARNING_RATE = Kind("the learning rate is too high", find, advice)
 
 
 def lower_rate(history: History) -> Advice:
-    """A peak rate that is lower by twice what matrices grew by, or a third of it where they grew by less than 1.5."""
+    """The peak rate over twice the factor that matrices grew by, or over 3 where that factor is below 1.5."""
     _, rates = history.scalar("train/learning_rate")
     peak = np.max(rates, initial=0.0, where=np.isfinite(rates))
     factor = 2 * max(1.5, history.once(growth).factor)
@@ -62,7 +63,7 @@ def lower_rate(history: History) -> Advice:
 
 
 def growth(history: History) -> Growth:
-    """The most that the median matrix grew over SPAN steps, ‖W̄‖ to ‖W̄‖; (1, 0, 0) where norms of too few are there."""
+    """The most that the median matrix grew over SPAN steps, ‖W̄‖ to ‖W̄‖; (1, 0, 0) where norms are missing."""
     steps, log_norms = _log_norms(history)
     span = min(SPAN, len(steps) - 1)
     if span < 1:
@@ -99,7 +100,7 @@ def _too_fast(history: History) -> Cause:
 def _onset(history: History) -> int:
     """The first step by which the median matrix grew by half of TOO_FAST since the start.
 
-    Where the matrices shrank before they grew, so that they never did, it is the first step of the fastest growth.
+    Where the matrices shrank first, and so never grew by as much, it is the first step of the fastest growth.
     """
     steps, log_norms = _log_norms(history)
     with np.errstate(invalid="ignore"):
@@ -117,7 +118,7 @@ def _rate(history: History, step: int) -> list[str]:
 
 
 def _rising_loss(history: History) -> list[Cause]:
-    """A loss that is over its least by RISE in the last fifth of the run."""
+    """The cause where the loss of the run's last fifth is above the least loss by more than RISE."""
     steps, loss = history.scalar("train/loss")
     finite = np.isfinite(loss)
     steps, loss = steps[finite], loss[finite]

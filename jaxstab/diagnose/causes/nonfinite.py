@@ -9,8 +9,8 @@ from jaxstab.diagnose.causes.learning_rate import lower_rate
 from jaxstab.diagnose.history import History
 
 WATCHED = ("train/loss", "train/grad_norm", "train/update_norm")
-# Of all matrices: this project's choice. Where more have entries that aren't finite, the loss had them first, and none
-# of them is the place.
+# A fraction of all matrices: this project's choice. Where more of them have entries that aren't finite, the loss was
+# not finite first, and no matrix is the place.
 SOME = 0.25
 MOST_NAMED = 6
 

@@ -22,10 +22,10 @@ from jaxstab.table import Row
 # All of these are this project's.
 BEYOND = 1.05  # of ‖ΔW‖: the bound is exact, 5% are for rounding
 LEAST_CHANGE = 2e-3  # of ‖W‖: likewise, for what bfloat16 rounds
-WITHIN = 0.5  # of ‖ΔW‖, which is mostly across W: below it no change is looked at (docs/results/diagnose.md)
+WITHIN = 0.5  # of ‖ΔW‖: less is not examined, since ΔW is mostly orthogonal to W (docs/results/diagnose.md)
 UNUSUAL = 15.0  # robust standard deviations: chosen, for a change within its update
 WINDOW, LEAST_KNOWN = 32, 6  # chosen: changes before that say what is usual, and how many there must be
-FEW = 0.1  # of all matrices: chosen, where more change in an unusual way at one step the optimizer did it
+FEW = 0.1  # of all matrices: chosen; where more change unusually at one step, the optimizer did it
 BY_CHANCE = 5.0  # standard deviations of the norm of a drawn matrix, 1/√(2n) of it, and 1% for rounding
 BY_LAYER = 10.0  # robust standard deviations over layers, and 5%: chosen, where no initial scale is known
 MOST_SENTENCES = 4
@@ -112,7 +112,7 @@ def _jumps(history: History) -> list[Jump]:
 
     A change is beyond the update where |‖W'‖ - ‖W‖| > ‖ΔW‖. A smaller one is told by being unlike the changes of that
     matrix before and after, where few matrices changed in an unusual way at that step, and where matrices don't grow
-    as violently as to hide it.
+    so violently that it is hidden.
     """
     by_place: dict[tuple[int, Place], Jump] = {}
     matrices = 0
@@ -162,7 +162,7 @@ def _jumps_of(history: History, role: str, norms: Series, ratios: Series) -> Ite
 def _unlike_others(
     change: Float[np.ndarray, "n layers"], ratio: Float[np.ndarray, "n layers"], rows: np.ndarray
 ) -> Bool[np.ndarray, "rows layers"]:
-    """Whether changes of log ‖W‖ are unlike those before while the next is like them again, as after an intervention.
+    """Whether changes of log ‖W‖ are unlike those before while the next change is like them, as after an intervention.
 
     An optimizer that begins to take larger steps goes on with them.
     """
@@ -208,7 +208,7 @@ def off_initial_scale(history: History) -> list[OffScale]:
 
 
 def _expected_norm(series: Series, row: Row | None) -> tuple[np.ndarray, float, str]:
-    """The norm at initialization, the largest usual |log| of what is off it, and where it comes from."""
+    """The norm at initialization, the largest usual |log| of a norm's ratio to it, and words for its origin."""
     if row is not None and row.std is not None and np.all(np.asarray(row.std) > 0):
         size = row.fan_in * row.fan_out
         expected = np.broadcast_to(np.asarray(row.std, float) * math.sqrt(size), (series.layers,))
