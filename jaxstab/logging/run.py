@@ -117,6 +117,7 @@ class RunLogger:
         if self._dashboard:
             with self._surviving(EVENTS):
                 self._dashboard.eval(step, scalars)
+                self._dashboard.flush()  # a run that is killed now doesn't evaluate this step again
         self.notice(f"step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
 
     def text(self, step: int, name: str, text: str) -> None:

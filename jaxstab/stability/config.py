@@ -32,12 +32,14 @@ class StabilityConfig(Options):
     on_spike: str = option(
         "log",
         "log takes the step all the same; skip leaves it out; rollback goes back to a checkpoint and past the batches; "
-        "stop ends the run with the state before it.",
+        "stop ends the run with the state before it. Of an update_norm it is known too late for skip.",
         choices=RESPONSES,
     )
     on_nonfinite: str = option(
         "stop",
-        "The same for a loss, gradient or update that isn't finite. With log, the weights then aren't finite either.",
+        "The same for a loss or gradient that isn't finite; with log, the weights then aren't finite either. An update "
+        "that isn't finite is known too late to be left out: with skip and stop the run ends, and goes on from its last "
+        "checkpoint.",
         choices=RESPONSES,
     )
     max_skips: int = option(

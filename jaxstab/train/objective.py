@@ -88,7 +88,9 @@ def mean_gradients(
     Sums over `count` micro-batches are divided once by the number of targets, so that it is the large batch's gradient.
     Each of the mesh's replicas has sums of its own, which are added up at the end: no gradient travels before that.
     """
-    replicas = setup.mesh.shape["replica"]
+    rows, replicas = len(tokens_BS) // count, setup.mesh.shape["replica"]
+    if rows % replicas:  # as parts of a batch may be, whose gradients are compared
+        replicas = 1
 
     def gradient_sums(tokens: Array) -> Any:
         gradients, (sums, maxima) = jax.grad(loss_sums, argnums=1, has_aux=True)(setup, weights, tokens)
@@ -99,8 +101,7 @@ def mean_gradients(
         added = jax.tree.map(jnp.add, total[:2], (gradients, sums))
         return (*added, jax.tree.map(jnp.maximum, total[2], maxima))
 
-    part = tokens_BS[: len(tokens_BS) // count]
-    gradients, sums, maxima = jax.eval_shape(_of_replicas(gradient_sums, replicas), part)
+    gradients, sums, maxima = jax.eval_shape(_of_replicas(gradient_sums, replicas), tokens_BS[:rows])
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradients, sums))
     lowest = jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), maxima)
     gradients, sums, maxima = scan_micro_batches(add, (*zero, lowest), tokens_BS, count)

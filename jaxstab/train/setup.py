@@ -85,8 +85,9 @@ def set_up(config: Config, end: int | None = None, mesh: Mesh | None = None) -> 
 def attention_kernel(config: ModelConfig, mesh: Mesh, needs_logits: bool) -> str:
     """What `model.attention` comes to on a mesh: `auto` takes cuDNN's kernel where that does all that the run needs.
 
-    It stays with XLA's where logits are read or capped, where the sequence is split over devices, and where attention
-    stops at documents, whose mask cuDNN takes as an array [B, 1, T, T] and of an even length only.
+    It stays with XLA's where logits are read or capped, where the sequence is split over devices, where the axis
+    `tensor` splits queries but not keys, which cuDNN's kernel refuses, and where attention stops at documents, whose
+    mask cuDNN takes as an array [B, 1, T, T] and of an even length only.
 
     Raises:
       ConfigError: `cudnn` on something else than a GPU.
@@ -100,7 +101,8 @@ def attention_kernel(config: ModelConfig, mesh: Mesh, needs_logits: bool) -> str
     generation = int(nvidia[1]) if nvidia else 0
     largest_head = 256 if generation >= 9 else 128 if generation == 8 else 0
     fits = config.head_dim <= largest_head and not config.cudnn_obstacle
-    needs_xla = needs_logits or config.mask_documents or mesh.shape["sequence"] > 1
+    splits = all(count % mesh.shape["tensor"] == 0 for count in (config.heads, config.kv_heads or config.heads))
+    needs_xla = needs_logits or config.mask_documents or mesh.shape["sequence"] > 1 or not splits
     return "cudnn" if fits and not needs_xla else "xla"
 
 

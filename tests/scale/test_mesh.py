@@ -183,3 +183,15 @@ def test_an_axis_that_a_mesh_does_not_divide_stays_whole():
     assert tuple(scale.spec(row.replace(shape=(6, 34)), mesh)) == (None, "tensor")
     assert tuple(scale.spec(row.replace(axes=(None, None)), mesh)) == (None, None)
     assert tuple(scale.spec(row.gate(1.0), mesh)) == ()
+
+
+def test_full_measurements_compare_parts_that_replicas_do_not_divide():
+    """Eight rows make eight parts of one row, on two replicas; what they come to is what one device finds."""
+    full = dataclasses.replace(BASE, stability=dataclasses.replace(BASE.stability, measure="full"))
+    measured = []
+    for mesh in (MeshConfig(replica=2), MeshConfig()):
+        program = build(dataclasses.replace(full, mesh=mesh))
+        scalars, vectors = program.measure(program.init(0), TOKENS[0])
+        measured.append(jax.device_get((scalars["stability/gradient_noise_scale"], vectors)))
+    assert "stability/gradient_variance/q_proj" in measured[0][1]
+    close(*measured, rtol=1e-3, atol=1e-5)

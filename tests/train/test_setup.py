@@ -16,12 +16,12 @@ from jaxstab.train.setup import attention_kernel, set_up
 BF16 = ModelConfig(dtype="bfloat16")
 
 
-def mesh_of(platform="gpu", capability="9.0", sequence=1):
+def mesh_of(platform="gpu", capability="9.0", sequence=1, tensor=1):
     device = SimpleNamespace(platform=platform, compute_capability=capability)
-    return SimpleNamespace(devices=np.array([[device]]), shape={"sequence": sequence})
+    return SimpleNamespace(devices=np.array([[device]]), shape={"sequence": sequence, "tensor": tensor})
 
 
-CPU = SimpleNamespace(devices=np.array([SimpleNamespace(platform="cpu")]), shape={"sequence": 1})
+CPU = SimpleNamespace(devices=np.array([SimpleNamespace(platform="cpu")]), shape={"sequence": 1, "tensor": 1})
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,8 @@ CPU = SimpleNamespace(devices=np.array([SimpleNamespace(platform="cpu")]), shape
         (BF16, mesh_of(capability="gfx90a"), "xla"),  # AMD's
         (BF16, mesh_of(capability="7.5"), "xla"),
         (BF16, mesh_of(sequence=2), "xla"),
+        (BF16, mesh_of(tensor=4), "cudnn"),
+        (dataclasses.replace(BF16, kv_heads=2), mesh_of(tensor=4), "xla"),
         (ModelConfig(), mesh_of(), "xla"),
         (dataclasses.replace(BF16, attention_softcap=50.0), mesh_of(), "xla"),
         (dataclasses.replace(BF16, mask_documents=True), mesh_of(), "xla"),
