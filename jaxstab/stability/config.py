@@ -38,8 +38,8 @@ class StabilityConfig(Options):
     on_nonfinite: str = option(
         "stop",
         "The same for a loss or gradient that isn't finite; with log, the weights then aren't finite either. An update "
-        "that isn't finite is known too late to be left out: with skip and stop the run ends, and goes on from its last "
-        "checkpoint.",
+        "that isn't finite is known too late to be left out: with skip and stop the run ends, and goes on from its "
+        "last checkpoint.",
         choices=RESPONSES,
     )
     max_skips: int = option(
