@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxstab import stability
+from jaxstab.model.loss import LossSums
 from jaxstab.optimize import Hypers
-from jaxstab.table import Raw, RawGradients, Side, Table, Tree, Weights
+from jaxstab.table import Gradients, Raw, RawGradients, Side, Table, Tree, Weights
 from jaxstab.train import objective
 from jaxstab.train.measure import Measurements, scalars_and_vectors
 from jaxstab.train.setup import Setup
@@ -37,16 +39,9 @@ def train_step(
     (raw_gradients,) = pullback(gradients)
     norm = stability.global_norm(reparam.table, raw_gradients)
     norm_effective = stability.global_norm(table, gradients)
-    clipped_raw_gradients: RawGradients
-    if config.optimizer.clip_on == "effective":
-        clipped, clip, was_clipped = _clipped(setup, table, hypers, gradients, norm_effective, state.clip)
-        (clipped_raw_gradients,) = pullback(clipped)
-    else:
-        clipped_raw_gradients, clip, was_clipped = _clipped(
-            setup, reparam.table, hypers, raw_gradients, norm, state.clip
-        )
-    # Without the barrier XLA would clip anew for every moment, which keeps old moments alive beside the new ones.
-    clipped_raw_gradients = jax.lax.optimization_barrier(clipped_raw_gradients)
+    clipped_raw_gradients, clip, was_clipped = _clipped_raw_gradients(
+        setup, hypers, pullback, gradients, raw_gradients, (norm, norm_effective), state.clip
+    )
 
     loss = sums.cross_entropy / sums.targets
     finite = jnp.isfinite(jnp.stack([loss, norm, norm_effective])).all()
@@ -60,9 +55,7 @@ def train_step(
     next_state = jax.tree.map(functools.partial(jnp.where, verdict.taken), new, state._replace(guard=guard))
     position = hypers.on_schedule(state.step)
     scalars: dict[str, Any] = {
-        "train/loss": loss,
-        "train/z_loss": config.train.z_loss * sums.z_loss / sums.targets,
-        "train/log_z": sums.log_z / sums.targets,
+        **_loss_means(setup, sums),
         "train/grad_norm": norm,
         "train/grad_norm_effective": norm_effective,
         "train/update_norm": update_norm,
@@ -91,6 +84,42 @@ def train_step(
     )
     measured, vectors = scalars_and_vectors(statistics)
     return next_state, (scalars | measured, vectors)
+
+
+def _loss_means(setup: Setup, sums: LossSums) -> dict[str, Array]:
+    """Means over the batch's targets."""
+    return {
+        "train/loss": sums.cross_entropy / sums.targets,
+        "train/z_loss": setup.config.train.z_loss * sums.z_loss / sums.targets,
+        "train/log_z": sums.log_z / sums.targets,
+    }
+
+
+def _clipped_raw_gradients(
+    setup: Setup,
+    hypers: Hypers,
+    pullback: Callable[[Gradients], tuple[RawGradients]],
+    gradients: Gradients,
+    raw_gradients: RawGradients,
+    norms: tuple[Array, Array],
+    state: Any,
+) -> tuple[RawGradients, Any, Bool[Array, ""]]:
+    """What the update rule takes: the gradient clipped as `clip_on` says, the clip's state, whether that changed it.
+
+    Args:
+      setup, hypers: of the step.
+      pullback: from gradients by the effective weights to those of what is stored.
+      gradients, raw_gradients: by either, and `norms` theirs: (raw, effective).
+      state: of the clip.
+    """
+    clipped: RawGradients
+    if setup.config.optimizer.clip_on == "effective":
+        effective, state, was_clipped = _clipped(setup, setup.table, hypers, gradients, norms[1], state)
+        (clipped,) = pullback(effective)
+    else:
+        clipped, state, was_clipped = _clipped(setup, setup.stored_table, hypers, raw_gradients, norms[0], state)
+    # Made once: XLA would clip anew for every moment, which keeps old moments alive beside the new ones.
+    return jax.lax.optimization_barrier(clipped), state, was_clipped
 
 
 def _clipped(
