@@ -89,7 +89,7 @@ class Runner:
 
 def by_itself(program: Program, state: TrainState, rounds: int = 15) -> float:
     """Seconds that the light measurements take beyond the norms that every step takes, without the step around them."""
-    table, stored_table = program.setup.table, program.setup.reparam.table
+    table, stored_table = program.setup.table, program.setup.stored_table
 
     @functools.partial(jax.jit, static_argnums=0)
     def measure(light: bool, raw: Any, raw_gradients: Any, gradients: Any, clipped: Any, updates: Any, weights: Any):

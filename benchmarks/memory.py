@@ -11,7 +11,6 @@ per line. The figures are in docs/results/memory.md.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 
@@ -21,12 +20,11 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jax
 import jax.numpy as jnp
 
-from jaxstab import scale
-from jaxstab.optimize import Hypers
 from jaxstab.scale.collectives import collectives
 from jaxstab.table import count
 from jaxstab.train.config import Config, default_config, resolve
 from jaxstab.train.program import Program, build
+from jaxstab.train.step_io import hypers
 
 MESHES = {
     "replica": {"replica": 8},
@@ -54,15 +52,14 @@ def arguments(program: Program) -> tuple[object, ...]:
     """Abstract tokens and hyper-parameters of a step."""
     config = program.setup.config
     tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.length + 1), jnp.int32)
-    whole = scale.replicated(program.setup.mesh)
-    return tokens, jax.device_put(Hypers(*map(jnp.float32, (1e-3, 0.01, math.inf))), whole)
+    return tokens, hypers(program)
 
 
 def compiled(program: Program, name: str) -> jax.stages.Compiled:
     """The step, the evaluation of a batch, or the full measurements."""
-    tokens, hypers = arguments(program)
+    tokens, values = arguments(program)
     if name == "step":
-        return program.step.lower(program.abstract_state, tokens, hypers).compile()
+        return program.step.lower(program.abstract_state, tokens, values).compile()
     if name == "measure":
         return program.measure.lower(program.abstract_state, tokens).compile()
     valid = jax.ShapeDtypeStruct(tokens.shape[:1], bool)

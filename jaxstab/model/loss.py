@@ -47,11 +47,6 @@ def sums_of_logits(logits: Array, targets: Array, mask: Array) -> LossSums:
     )
 
 
-def token_losses(hidden: Array, lm_head: Array, targets: Array, mask: Array, softcap: float = 0.0) -> LossSums:
-    """Sums over one chunk."""
-    return sums_of_logits(output_logits(hidden, lm_head, softcap), targets, mask)
-
-
 def chunked_loss(
     hidden_BTD: Float[Array, "B T D"],
     lm_head_DV: Float[Array, "D V"],

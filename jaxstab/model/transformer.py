@@ -26,6 +26,7 @@ from jaxstab.model.config import ModelConfig
 from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.loss import capped
 from jaxstab.model.placements import PLACEMENTS, Branch, Placement
+from jaxstab.numerics import widened
 
 ROLES = {
     rf"{name}/(kernel|embedding)$": name for name in (*table.READERS, *table.BRANCH_OUTPUTS, *table.EMBEDDINGS)
@@ -121,7 +122,7 @@ def rotary_tables(length: int, head_dim: int, theta: float) -> Float[Array, "2 T
 def rotate(x_BTHK: Float[Array, "B T H K"], tables_2TK: Float[Array, "2 T K"]) -> Float[Array, "B T H K"]:
     """Rotary embedding, rotate-half, in float32 and back to the dtype of `x_BTHK`."""
     cos, sin = tables_2TK[:, :, None, :]
-    first, second = jnp.split(x_BTHK.astype(jnp.promote_types(x_BTHK.dtype, jnp.float32)), 2, axis=-1)
+    first, second = jnp.split(widened(x_BTHK), 2, axis=-1)
     rotated = jnp.concatenate([-second, first], axis=-1)
     return (x_BTHK * cos + rotated * sin).astype(x_BTHK.dtype)
 
@@ -316,7 +317,7 @@ class Transformer(nn.Module):
     def __call__(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:
         """Logits `[B, T, V]` in float32. Training never forms them: see `jaxstab.model.loss`."""
         hidden_BTD = self.hidden(tokens_BT, segments_BT)
-        logits_BTV = self.lm_head(hidden_BTD.astype(jnp.promote_types(hidden_BTD.dtype, jnp.float32)))
+        logits_BTV = self.lm_head(widened(hidden_BTD))
         return capped(logits_BTV, self.config.logits_softcap)
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxstab.config import Range
+from jaxstab.numerics import widened
 from jaxstab.reparam.base import Method, Reparameterization, State, Stored, directed
 from jaxstab.table import EMBEDDINGS, Raw, Row, Weights, path_of
 
@@ -123,7 +124,7 @@ def linen_moments(model: nn.Module, weights: Weights, *inputs: Any) -> dict[str,
         output, module = method(*arguments, **options), context.module
         name = next((name for name in ("kernel", "embedding") if module.has_variable("params", name)), None)
         if name and context.method_name == "__call__":
-            t = output.astype(jnp.promote_types(output.dtype, jnp.float32))
+            t = widened(output)
             axes = tuple(range(t.ndim - 1))
             module.sow("intermediates", name, Moments(jnp.mean(t, axes), jnp.var(t, axes)))
         return output

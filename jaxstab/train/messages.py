@@ -26,7 +26,7 @@ def plan(program: Program, corpus: data.Prepared, inputs: StepInputs, workdir: P
     kernel = " with cuDNN's attention" if program.setup.model.config.attention == "cudnn" else ""
     cut = f" (records cut to {first.length}{later} steps)" if changes else ""
     return (
-        f"{'Continuing' if start else 'Training'} in {workdir}: {count(program.setup.reparam.table):,} parameters "
+        f"{'Continuing' if start else 'Training'} in {workdir}: {count(program.setup.stored_table):,} parameters "
         f"({model.layers} blocks of width {model.width}, {config.reparam.method} over {config.init.method}), steps "
         f"{start} to {total} of {tokens:,} tokens{cut} ({total * tokens / max(1, corpus.train.tokens):.2g} epochs of "
         f"{corpus.train.tokens:,} tokens), on {devices} {jax.devices()[0].platform} device{'s' * (devices > 1)}"

@@ -80,6 +80,11 @@ def micro_batches(batch: Any, count: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
+def _zeros_of(function: Callable[[Any], Any], batch: Any) -> Any:
+    """Zeros in the shapes and dtypes of what a function of a batch returns."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, batch))
+
+
 def mean_gradients(
     setup: Setup, weights: Weights, tokens_BS: Int[Array, "B T+1"], count: int
 ) -> tuple[Gradients, LossSums, ForwardMaxima]:
@@ -101,9 +106,8 @@ def mean_gradients(
         added = jax.tree.map(jnp.add, total[:2], (gradients, sums))
         return (*added, jax.tree.map(jnp.maximum, total[2], maxima))
 
-    gradients, sums, maxima = jax.eval_shape(_of_replicas(gradient_sums, replicas), tokens_BS[:rows])
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (gradients, sums))
-    lowest = jax.tree.map(lambda x: jnp.full(x.shape, -jnp.inf, x.dtype), maxima)
+    *zero, maxima = _zeros_of(_of_replicas(gradient_sums, replicas), tokens_BS[:rows])
+    lowest = jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), maxima)
     gradients, sums, maxima = scan_micro_batches(add, (*zero, lowest), tokens_BS, count)
     if replicas > 1:
         gradients, sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), (gradients, sums))
@@ -134,7 +138,7 @@ def evaluation_sums(
         return loss_sums(setup, weights, *batch)[1][0]
 
     batch, count = (tokens_BS, valid_B), setup.config.train.accumulation
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums_of, batch))
+    zero = _zeros_of(sums_of, batch)
     return scan_micro_batches(lambda sums, part: jax.tree.map(jnp.add, sums, sums_of(part)), zero, batch, count)
 
 
@@ -159,5 +163,4 @@ def output_moments(setup: Setup, tokens_BT: Int[Array, "B T"], weights: Weights)
         new = of_rows(tokens_BT)
         return number + 1, {path: merge(number, old, new[path]) for path, old in moments.items()}
 
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_rows, tokens_BT))
-    return scan_micro_batches(add, (jnp.ones(()), zero), tokens_BT, rows_per_device)[1]
+    return scan_micro_batches(add, (jnp.ones(()), _zeros_of(of_rows, tokens_BT)), tokens_BT, rows_per_device)[1]

@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxstab import stability
 from jaxstab.model.loss import LossSums
+from jaxstab.numerics import widened
 from jaxstab.optimize import Hypers
 from jaxstab.table import Gradients, Raw, RawGradients, Side, Table, Tree, Weights
 from jaxstab.train import objective
@@ -37,7 +38,7 @@ def train_step(
     gradients, sums, maxima = objective.mean_gradients(setup, weights, tokens_BS, config.train.accumulation)
     raw_gradients: RawGradients
     (raw_gradients,) = pullback(gradients)
-    norm = stability.global_norm(reparam.table, raw_gradients)
+    norm = stability.global_norm(setup.stored_table, raw_gradients)
     norm_effective = stability.global_norm(table, gradients)
     clipped_raw_gradients, clip, was_clipped = _clipped_raw_gradients(
         setup, hypers, pullback, gradients, raw_gradients, (norm, norm_effective), state.clip
@@ -48,7 +49,7 @@ def train_step(
     verdict = stability.judge(config.stability, state.guard, jnp.stack([loss, norm, jnp.nan]), finite)
     updates, rule = optimizer.update.update(clipped_raw_gradients, state.optimizer, state.raw, hypers=hypers)
     new_raw: Raw = optimizer.project(optax.apply_updates(state.raw, updates), maxima)
-    update_norm = stability.global_norm(reparam.table, updates)
+    update_norm = stability.global_norm(setup.stored_table, updates)
     readings_Q = jnp.stack([loss, norm, update_norm])
     guard, verdict = stability.advance(config.stability, state.guard, verdict, readings_Q)
     new = TrainState(state.step + 1, new_raw, reparam_state, clip, rule, guard)
@@ -67,12 +68,12 @@ def train_step(
         "train/halted": guard.halted,
     }
     scalars |= stability.detector_metrics(state.guard, readings_Q, position)
-    scalars = {name: value.astype(jnp.promote_types(value.dtype, jnp.float32)) for name, value in scalars.items()}
+    scalars = {name: widened(value) for name, value in scalars.items()}
     if config.stability.measure == "off":
         return next_state, (scalars, {})
     statistics = stability.step_statistics(
         table,
-        reparam.table,
+        setup.stored_table,
         raw=state.raw,
         weights=weights,
         raw_gradients=raw_gradients,

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import logsumexp
 
 from jaxstab.model.config import ModelConfig
-from jaxstab.model.loss import chunked_loss, token_losses
+from jaxstab.model.loss import chunked_loss, output_logits, sums_of_logits
 from jaxstab.model.transformer import Transformer, read_table
 from jaxstab.train.config import Config
 from jaxstab.train.objective import loss_sums
@@ -87,7 +87,7 @@ def accumulated_in_bfloat16(hidden, head, targets, mask, *, z_loss, chunk):
 
     @jax.checkpoint
     def one(hidden, targets, mask):
-        sums = token_losses(hidden, head, targets, mask)
+        sums = sums_of_logits(output_logits(hidden, head), targets, mask)
         return sums.cross_entropy + z_loss * sums.z_loss
 
     def split(x):

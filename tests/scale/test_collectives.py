@@ -7,14 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxstab import scale
 from jaxstab.model.config import ModelConfig
-from jaxstab.optimize import Hypers
 from jaxstab.scale import MeshConfig
 from jaxstab.scale.collectives import collectives
 from jaxstab.table import count
 from jaxstab.train.config import Config
 from jaxstab.train.program import build
+from jaxstab.train.step_io import hypers
 
 BASE = Config()
 MICRO_BATCHES, CHUNKS = 2, 4
@@ -39,8 +38,7 @@ def step_of(**mesh):
         )
     )
     tokens = jax.ShapeDtypeStruct((16, 17), np.int32)
-    hypers = jax.device_put(Hypers(*map(np.float32, (1e-3, 0.1, np.inf))), scale.replicated(program.setup.mesh))
-    return program, collectives(program.step.lower(program.abstract_state, tokens, hypers).compile().as_text())
+    return program, collectives(program.step.lower(program.abstract_state, tokens, hypers(program)).compile().as_text())
 
 
 def test_replicas_add_their_gradients_up_once_a_step():

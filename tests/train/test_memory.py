@@ -4,14 +4,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from jaxstab import scale
-from jaxstab.optimize import Hypers
 from jaxstab.table import count
 from jaxstab.train.config import default_config, resolve
 from jaxstab.train.program import build
+from jaxstab.train.step_io import hypers
 
 
 @functools.cache
@@ -29,10 +27,13 @@ def program_of(width, length, batch_size, accumulation, vocabulary=512, measured
 def temporaries(program, name):
     train = program.setup.config.train
     tokens = jax.ShapeDtypeStruct((train.batch_size, program.setup.config.data.length + 1), jnp.int32)
-    hypers = jax.device_put(Hypers(*map(np.float32, (1e-3, 0.1, np.inf))), scale.replicated(program.setup.mesh))
     state = program.abstract_state
     weights, valid = jax.eval_shape(program.merge, state), jax.ShapeDtypeStruct(tokens.shape[:1], bool)
-    arguments = {"step": (state, tokens, hypers), "measure": (state, tokens), "evaluate": (weights, tokens, valid)}
+    arguments = {
+        "step": (state, tokens, hypers(program)),
+        "measure": (state, tokens),
+        "evaluate": (weights, tokens, valid),
+    }
     lowered = getattr(program, name).lower(*arguments[name])
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
