@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxstab.model.attention_chunked import chunked_attention
+
 
 def fused_attention(
     q_BTHK: Float[Array, "B T H K"],
@@ -20,7 +22,9 @@ def fused_attention(
     segments_BT: Int[Array, "B T"] | None,
     implementation: str,
 ) -> Float[Array, "B T H K"]:
-    """Attention by `jax.nn.dot_product_attention`, its softmax in float32."""
+    """Attention by a kernel of `jax.nn.dot_product_attention`, or `chunked`; its softmax in float32."""
+    if implementation == "chunked":
+        return chunked_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT)
     mask = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
     kernel = cast(Literal["xla", "cudnn"], implementation)
     return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, mask=mask, is_causal=True, implementation=kernel)

@@ -48,7 +48,7 @@ class ModelConfig(Options):
         "auto",
         "Kernel of attention; `cudnn` is NVIDIA's, which `auto` takes on a GPU in bfloat16 where it does all that the "
         "run needs. The run then says so in its first line.",
-        choices=("auto", "xla", "cudnn"),
+        choices=("auto", "chunked", "xla", "cudnn"),
     )
 
     def __post_init__(self) -> None:

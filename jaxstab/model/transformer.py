@@ -10,6 +10,7 @@ Shapes: B batch, T length, D width, H query heads, G key-value heads, K head siz
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -43,7 +44,13 @@ def reads_logits(intermediates: Collection[str]) -> bool:
     return not set(ATTENTION_INTERMEDIATES).isdisjoint(intermediates)
 
 
-REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+REMAT_POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attention"),
+    ),
+}
 
 
 def _declared(axes: tuple[str | None, ...]) -> Callable[..., Any]:
@@ -52,29 +59,34 @@ def _declared(axes: tuple[str | None, ...]) -> Callable[..., Any]:
 
 
 @jax.custom_vjp
-def _mixed_linear(x: Array, kernel: Array) -> Array:
-    return x @ kernel.astype(x.dtype)
-
-
-def _mixed_linear_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel.astype(x.dtype), (x, kernel)  # a product that `remat=dots` knows as one
-
-
-def _mixed_linear_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    d_kernel = jnp.einsum("...i,...o->io", x, dy, preferred_element_type=kernel.dtype)
-    return dy @ kernel.astype(x.dtype).T, d_kernel
-
-
-_mixed_linear.defvjp(_mixed_linear_forward, _mixed_linear_backward)
-
-
 def linear(x: Array, kernel: Array) -> Array:
     """x W in the dtype of `x`. The gradient of a float32 kernel is a float32 sum, over devices too, where `x` is bf16.
 
     Differentiated by itself, the cast of the kernel would round the gradient to bf16 before it is summed over devices.
     """
-    return x @ kernel if x.dtype == kernel.dtype else _mixed_linear(x, kernel)
+    return x @ kernel.astype(x.dtype)
+
+
+def _linear_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel.astype(x.dtype), (x, kernel)  # a product that `remat=dots` knows as one
+
+
+def _linear_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    # Arrays of their own: XLA would compute what leads to them, an activation or its slope, once more for a product,
+    # and on a CPU in a transposing copy.
+    (x, kernel), dy = jax.lax.optimization_barrier((residuals, dy))
+    return dy @ kernel.astype(x.dtype).T, _outer_product(x, dy, kernel.dtype)
+
+
+def _outer_product(x: Array, dy: Array, dtype: Any) -> Array:
+    """xᵀ dy over all tokens. A CPU transposes the left operand, which is the narrower one here."""
+    product = functools.partial(jnp.einsum, preferred_element_type=dtype)
+    if x.shape[-1] <= dy.shape[-1]:
+        return product("...i,...o->io", x, dy)
+    return jax.lax.optimization_barrier(product("...i,...o->oi", x, dy)).T  # which XLA would turn into the other
+
+
+linear.defvjp(_linear_forward, _linear_backward)
 
 
 class Linear(nn.Module):
@@ -173,7 +185,7 @@ class Attention(nn.Module):
             _sow(self, "attention_entropy", lambda: attention_entropy(z_BHTS))
         else:
             out_BTHK = fused_attention(
-                q_BTHK, k_BTGK, v_BTGK, segments_BT, "cudnn" if config.attention == "cudnn" else "xla"
+                q_BTHK, k_BTGK, v_BTGK, segments_BT, "chunked" if config.attention == "auto" else config.attention
             )
         return Linear(config, width, ("heads", "embed"), config.bias, name="o_proj")(
             out_BTHK.reshape(batch, length, -1)

@@ -103,7 +103,7 @@ def attention_kernel(config: ModelConfig, mesh: Mesh, needs_logits: bool) -> str
     fits = config.head_dim <= largest_head and not config.cudnn_obstacle
     splits = all(count % mesh.shape["tensor"] == 0 for count in (config.heads, config.kv_heads or config.heads))
     needs_xla = needs_logits or config.mask_documents or mesh.shape["sequence"] > 1 or not splits
-    return "cudnn" if fits and not needs_xla else "xla"
+    return "cudnn" if fits and not needs_xla else "chunked"
 
 
 def reparameterized(config: Config) -> tuple[Table[Effective], tuple[Method, ...], Reparameterization]:

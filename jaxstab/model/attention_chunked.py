@@ -1,0 +1,101 @@
+"""Causal attention in chunks of queries, which keeps no T x S array for its backward pass.
+
+Shapes: B batch, T queries, C queries of a chunk, S keys, H query heads, G key-value heads, R = H/G, K head size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from jaxstab.numerics import widened
+
+MOST_CHUNKS = 8  # each is code of its own; 8 leave 1/16 of the arithmetic above the diagonal
+LEAST_CHUNK = 64
+
+
+def chunked_attention(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BSGK: Float[Array, "B S G K"],
+    v_BSGK: Float[Array, "B S G K"],
+    segments_BT: Int[Array, "B T"] | None,
+) -> Float[Array, "B T H K"]:
+    """Causal attention whose products are over the keys that a chunk of queries can see, its softmax in float32.
+
+    The backward pass computes the probabilities again from the logarithms of their normalizers (Dao et al. 2022,
+    arXiv:2205.14135, algorithm 4; without tiling over keys).
+    """
+    batch, length, heads, size = q_BTHK.shape
+    q_BGRTK = jnp.transpose(q_BTHK.reshape(batch, length, k_BSGK.shape[2], -1, size), (0, 2, 3, 1, 4))
+    k_BGSK, v_BGSK = jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGK, 1, 2)
+    out_BGRTK = _attention(q_BGRTK, k_BGSK, v_BGSK, segments_BT)
+    return jnp.transpose(out_BGRTK, (0, 3, 1, 2, 4)).reshape(q_BTHK.shape)
+
+
+def _chunks(length: int) -> Iterator[slice]:
+    """The queries of each chunk; it can see the keys up to its end."""
+    size = max(LEAST_CHUNK, -(-length // MOST_CHUNKS))
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _product(subscripts: str, *operands: Array) -> Array:
+    """An einsum that accumulates, and is given, in float32 (or float64)."""
+    return jnp.einsum(subscripts, *operands, preferred_element_type=jnp.promote_types(operands[0].dtype, jnp.float32))
+
+
+def _logits(q_BGRCK: Array, k_BGSK: Array, segments_BT: Array | None, queries: slice) -> Float[Array, "B G R C S"]:
+    """⟨q, k⟩/√K of a chunk of queries and the keys up to its end, -inf where a query may not see a key."""
+    z_BGRCS = _product("bgrck,bgsk->bgrcs", q_BGRCK, k_BGSK) / math.sqrt(q_BGRCK.shape[-1])
+    positions = jnp.arange(queries.start, queries.stop)
+    mask = positions[:, None] >= jnp.arange(queries.stop)
+    if segments_BT is not None:
+        mask &= (segments_BT[:, queries, None] == segments_BT[:, None, : queries.stop])[:, None, None]
+    return jnp.where(mask, z_BGRCS, -jnp.inf)
+
+
+@jax.custom_vjp
+def _attention(q_BGRTK: Array, k_BGSK: Array, v_BGSK: Array, segments_BT: Array | None) -> Array:
+    return _forward(q_BGRTK, k_BGSK, v_BGSK, segments_BT)[0]
+
+
+def _forward(q_BGRTK: Array, k_BGSK: Array, v_BGSK: Array, segments_BT: Array | None) -> tuple[Array, tuple]:
+    outs, log_zs = [], []
+    for queries in _chunks(q_BGRTK.shape[3]):
+        z_BGRCS = _logits(q_BGRTK[:, :, :, queries], k_BGSK[:, :, : queries.stop], segments_BT, queries)
+        highest_BGRC1 = jnp.max(z_BGRCS, axis=-1, keepdims=True)
+        p_BGRCS = jnp.exp(z_BGRCS - highest_BGRC1)
+        sum_BGRC1 = jnp.sum(p_BGRCS, axis=-1, keepdims=True)
+        out_BGRCK = _product("bgrcs,bgsk->bgrck", p_BGRCS.astype(v_BGSK.dtype), v_BGSK[:, :, : queries.stop])
+        outs.append((out_BGRCK / sum_BGRC1).astype(v_BGSK.dtype))
+        log_zs.append(highest_BGRC1 + jnp.log(sum_BGRC1))
+    out_BGRTK = checkpoint_name(jnp.concatenate(outs, axis=3), "attention")
+    log_z_BGRT1 = checkpoint_name(jnp.concatenate(log_zs, axis=3), "attention")
+    return out_BGRTK, (q_BGRTK, k_BGSK, v_BGSK, segments_BT, out_BGRTK, log_z_BGRT1)
+
+
+def _backward(residuals: tuple, d_out_BGRTK: Array) -> tuple[Array, Array, Array, None]:
+    q_BGRTK, k_BGSK, v_BGSK, segments_BT, out_BGRTK, log_z_BGRT1 = residuals
+    scale = 1 / math.sqrt(q_BGRTK.shape[-1])
+    # Σ_s p dp, which every logit's gradient is less of, is Σ_k out d_out.
+    mean_BGRT1 = jnp.sum(widened(out_BGRTK) * widened(d_out_BGRTK), axis=-1, keepdims=True)
+    d_qs = []
+    d_k_BGSK, d_v_BGSK = (jnp.zeros_like(widened(x)) for x in (k_BGSK, v_BGSK))
+    for queries in _chunks(q_BGRTK.shape[3]):
+        of_chunk, keys = (..., queries, slice(None)), (..., slice(queries.stop), slice(None))
+        q_BGRCK, d_out_BGRCK = q_BGRTK[of_chunk], d_out_BGRTK[of_chunk]
+        p_BGRCS = jnp.exp(_logits(q_BGRCK, k_BGSK[keys], segments_BT, queries) - log_z_BGRT1[of_chunk])
+        d_p_BGRCS = _product("bgrck,bgsk->bgrcs", d_out_BGRCK, v_BGSK[keys])
+        d_z_BGRCS = (scale * p_BGRCS * (d_p_BGRCS - mean_BGRT1[of_chunk])).astype(q_BGRTK.dtype)
+        p_BGRCS = p_BGRCS.astype(v_BGSK.dtype)
+        d_qs.append(_product("bgrcs,bgsk->bgrck", d_z_BGRCS, k_BGSK[keys]).astype(q_BGRTK.dtype))
+        d_k_BGSK = d_k_BGSK.at[keys].add(_product("bgrcs,bgrck->bgsk", d_z_BGRCS, q_BGRCK))
+        d_v_BGSK = d_v_BGSK.at[keys].add(_product("bgrcs,bgrck->bgsk", p_BGRCS, d_out_BGRCK))
+    return jnp.concatenate(d_qs, axis=3), d_k_BGSK.astype(k_BGSK.dtype), d_v_BGSK.astype(v_BGSK.dtype), None
+
+
+_attention.defvjp(_forward, _backward)
