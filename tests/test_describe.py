@@ -114,6 +114,7 @@ def test_a_row_says_everything(capsys):
     assert float(rows["embed_tokens/embedding/weight"]["gate"]) == pytest.approx(158.1, rel=1e-3)
     show(config)
     lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "FLOPs per token at length 2048: 6N 7.641e+09, causal 8.245e+09, full 8.849e+09"
     assert lines[0].split()[:3] == ["path", "role", "shape"]
     assert all(any(line.startswith(path + " ") for line in lines) for path in rows)
 

@@ -1,6 +1,6 @@
 """What TensorBoard shows of a run, whatever the model's depth.
 
-- `Overview`, the first section: loss, gradient norm, spikes, learning rate, tokens per second.
+- `Overview`, the first section: loss, gradient norm, spikes, learning rate, tokens per second, MFU.
 - A section per measurement, with a tag per role and layer, `update_ratio/down_proj/layer_07`. Of a deep model these are
   eight layers, evenly spaced, and the lowest and the highest value of all layers; `measurements/` has every layer.
 - A heat map of all layers and roles in the sections of the measurements that tell most.
@@ -31,6 +31,7 @@ OVERVIEW = {
     "train/grad_norm": "Overview/grad_norm",
     "train/learning_rate": "Overview/learning_rate",
     "train/tokens_per_second": "Overview/tokens_per_second",
+    "train/mfu": "Overview/mfu",
 }
 SPIKES = "Overview/spikes"
 LAYER_LINES = 8

@@ -6,10 +6,11 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxstab import scale
+from jaxstab.model.flops import flops_per_token
 from jaxstab.reparam import Method
 from jaxstab.table import Effective, Row, Std, Stored, Table, count, rows
 from jaxstab.train.config import Config
-from jaxstab.train.setup import reparameterized
+from jaxstab.train.setup import effective_table, reparameterized
 
 COLUMNS = ("path", "role", "shape", "stored std", "gate", "effective std", "decay", "sharding")
 
@@ -26,13 +27,15 @@ def total(config: Config) -> int:
 
 
 def show(config: Config) -> None:
-    """Prints the rows and the total."""
+    """Prints the rows, the mesh, the FLOPs of a token and the total."""
     lines = [COLUMNS, *describe(config)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    parameters = total(config)
+    parameters, length = total(config), config.data.length
+    flops = flops_per_token(effective_table(config), length)
     print(f"\nmesh: {', '.join(f'{axis} {size}' for axis, size in _mesh(config).shape.items())}")
+    print(f"FLOPs per token at length {length}: {', '.join(f'{name} {value:.4g}' for name, value in flops.items())}")
     print(f"{parameters:,} parameters ({parameters / 1e6:,.1f}M)")
 
 

@@ -15,6 +15,8 @@ from rich.console import Console
 from jaxstab import data
 from jaxstab.config import flatten
 from jaxstab.logging import RunLogger
+from jaxstab.model.flops import flops_per_token
+from jaxstab.scale.chips import peak_flops
 from jaxstab.train import incidents, messages, recovery
 from jaxstab.train import journal as journals
 from jaxstab.train import workdir as workdirs
@@ -128,6 +130,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.config = self.program.setup.config
         self.total = self.config.total_steps
+        self.peak = peak_flops(self.program.setup.mesh.devices.flat)
 
     def advance(self, state: TrainState, start: int, unjudged: dict[str, data.PackedSplit]) -> TrainState:
         """Takes the steps after `start` to the end; before that, the sets in `unjudged` judge the state of `start`.
@@ -166,10 +169,13 @@ class Trainer:
     def _report(self, dispatched: _Dispatched, state: TrainState) -> None:
         """Fetches and logs a step's metrics, and answers an incident; the device of `state` may have halted."""
         step, (scalars, arrays) = dispatched.step, unpack(dispatched.packed)
-        tokens = self.config.train.batch_size * self.inputs.length(step)
+        length = self.inputs.length(step)
         scalars["train/tokens"] = float(self.inputs.tokens_up_to(step))
         scalars["train/perplexity"] = float(np.exp(np.minimum(scalars["train/loss"], 700)))
-        scalars["train/tokens_per_second"] = tokens / dispatched.seconds.result()
+        speed = self.config.train.batch_size * length / dispatched.seconds.result()
+        scalars["train/tokens_per_second"] = speed
+        if self.peak:
+            scalars["train/mfu"] = speed * flops_per_token(self.program.setup.table, length)["full"] / self.peak
         self.logger.train(step, scalars, arrays)
         self.incidents.remember(step, scalars, arrays)
         if incidents.is_incident(scalars) and (scalars["train/halted"] or not self.incidents.goes_on):

@@ -13,11 +13,13 @@ from rich.console import Console
 
 from jaxstab.config import ConfigError
 from jaxstab.logging import read_metrics
+from jaxstab.scale import chips
 from jaxstab.train import loop
 from jaxstab.train.config import default_config, resolve
 from jaxstab.train.step_io import LengthChange, length_at, length_schedule, tokens_before
 
 LENGTHS, WARMUP, FULL, STEPS = (4, 8), 4, 16, 6
+PEAK = 1e9  # FLOP/s that the device is taken to have
 EXPECTED = [4, 4, 8, 8, 16, 16]  # 4 + 12 t / 4, rounded down to an announced length
 
 
@@ -94,6 +96,7 @@ def runs(config, tmp_path_factory):
     workdir, true_build = tmp_path_factory.mktemp("unbroken") / "run", loop.build
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "build", build)
+        patch.setitem(chips.GPUS, jax.devices()[0].device_kind, PEAK)
         loop.train(config, workdir, Console(quiet=True))
     return workdir, programs
 
@@ -120,6 +123,14 @@ def test_tokens_are_counted_as_they_are_trained_on(runs):
 
 
 @pytest.mark.slow
+def test_the_flops_of_a_step_are_those_of_its_length(runs):
+    vocabulary = runs[1][0].setup.config.model.vocabulary
+    for line, length in zip(losses(runs[0]), EXPECTED, strict=True):
+        flops = 6 * (12 * 8 * 8 + 8 * vocabulary) + 12 * 1 * 8 * length
+        assert line["train/mfu"] == pytest.approx(line["train/tokens_per_second"] * flops / PEAK, rel=1e-9)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_a_run_resumed_before_at_and_after_a_change_of_length_is_the_unbroken_one(config, runs, tmp_path, at):
     unbroken, _ = runs
@@ -130,6 +141,7 @@ def test_a_run_resumed_before_at_and_after_a_change_of_length_is_the_unbroken_on
     loop.train(config, workdir, Console(quiet=True))
     for name in ("step", "train/loss", "train/tokens", "train/grad_norm"):
         assert [line[name] for line in losses(workdir)] == [line[name] for line in losses(unbroken)]
+    assert "train/mfu" not in losses(workdir)[-1]  # of a device whose peak isn't known
     for (path, array), (wanted_path, wanted) in zip(arrays(workdir), arrays(unbroken), strict=True):
         assert path == wanted_path and array.tobytes() == wanted.tobytes(), path
 
