@@ -301,6 +301,11 @@ def test_where_a_run_runs_is_not_what_it_trains():
             {"attention": "cudnn", "dtype": "bfloat16", "width": 12, "heads": 3},
             "takes heads of a multiple of 8 up to 256, not 4",
         ),
+        (
+            "model",
+            {"attention": "splash", "attention_softcap": 50.0},
+            r"attention=splash takes no capped logits, as model\.attention_softcap=50\.0 asks for; auto and xla do",
+        ),
         ("data", {"length": 4096}, r"data\.length=4096 is longer than model\.max_length=2048"),
     ],
 )
@@ -325,6 +330,10 @@ def test_values_that_do_not_fit_together_are_refused(section, changes, message):
         (
             {"model.attention": "cudnn", "model.dtype": "bfloat16", "optimizer.projection.method": "qk_clip"},
             r"model\.attention=cudnn has no logits for optimizer\.projection\.method=qk_clip to read",
+        ),
+        (
+            {"model.attention": "splash", "optimizer.projection.method": "qk_clip"},
+            r"model\.attention=splash has no logits for optimizer\.projection\.method=qk_clip to read",
         ),
         (
             {"optimizer.schedule.method": "linear", "train.extend": 10},

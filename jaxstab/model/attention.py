@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxstab.model.attention_chunked import chunked_attention
+from jaxstab.model.attention_splash import is_splash_shape, splash_attention
 
 
 def fused_attention(
@@ -22,8 +23,13 @@ def fused_attention(
     segments_BT: Int[Array, "B T"] | None,
     implementation: str,
 ) -> Float[Array, "B T H K"]:
-    """Attention by a kernel of `jax.nn.dot_product_attention`, or `chunked`; its softmax in float32."""
-    if implementation == "chunked":
+    """Attention by splash, where it takes the shape, `chunked`, or a kernel of `jax.nn.dot_product_attention`.
+
+    The softmax of each is in float32.
+    """
+    if implementation == "splash" and is_splash_shape(q_BTHK, k_BSGK):
+        return splash_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT)
+    if implementation in ("chunked", "splash"):
         return chunked_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT)
     mask = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
     kernel = cast(Literal["xla", "cudnn"], implementation)

@@ -46,9 +46,10 @@ class ModelConfig(Options):
     )
     attention: str = option(
         "auto",
-        "Kernel of attention; `cudnn` is NVIDIA's, which `auto` takes on a GPU in bfloat16 where it does all that the "
-        "run needs. The run then says so in its first line.",
-        choices=("auto", "chunked", "xla", "cudnn"),
+        "Kernel of attention; `cudnn` is NVIDIA's and `splash` Google's for TPUs, which `auto` takes on such a device "
+        "in bfloat16 where it does all that the run needs. The run then says so in its first line. Lengths that "
+        "aren't a multiple of 128 are `chunked` under `splash`.",
+        choices=("auto", "chunked", "xla", "cudnn", "splash"),
     )
 
     def __post_init__(self) -> None:
@@ -57,6 +58,9 @@ class ModelConfig(Options):
             raise ConfigError(f"model.width={self.width} is not divisible by model.heads={self.heads}")
         if self.kv_heads and self.heads % self.kv_heads:
             raise ConfigError(f"model.heads={self.heads} is not divisible by model.kv_heads={self.kv_heads}")
+        if self.attention == "splash" and self.attention_softcap:
+            capped = f"model.attention_softcap={self.attention_softcap}"
+            raise ConfigError(f"model.attention=splash takes no capped logits, as {capped} asks for; auto and xla do")
         if self.attention == "cudnn" and self.cudnn_obstacle:
             raise ConfigError(f"model.attention=cudnn takes {self.cudnn_obstacle}; auto and xla take it")
         if self.positions == "rotary" and self.head_dim % 2:

@@ -163,10 +163,11 @@ def check(config: Config) -> None:
     A run that was made before a pair was refused is read and replayed all the same: only new configs are checked.
     """
     options = config.optimizer
-    if config.model.attention == "cudnn" and reads_logits(build_method(options.projection, PROJECTIONS).needs):
+    kernel = config.model.attention
+    if kernel in ("cudnn", "splash") and reads_logits(build_method(options.projection, PROJECTIONS).needs):
         raise ConfigError(
-            f"model.attention=cudnn has no logits for optimizer.projection.method={options.projection.method} to read; "
-            "auto and xla do"
+            f"model.attention={kernel} has no logits for optimizer.projection.method={options.projection.method} to "
+            "read; auto and xla do"
         )
     if any(method.fixed_gates for method in compose(config.reparam, METHODS)):
         fixed = f"reparam.method={config.reparam.method} keeps its gates fixed"

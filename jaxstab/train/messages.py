@@ -23,7 +23,9 @@ def plan(program: Program, corpus: data.Prepared, inputs: StepInputs, workdir: P
     tokens = config.train.batch_size * config.data.length
     first, *changes = inputs.lengths
     later = "".join(f", {change.length} after {change.first_update}" for change in changes)
-    kernel = " with cuDNN's attention" if program.setup.model.config.attention == "cudnn" else ""
+    kernel = {"cudnn": " with cuDNN's attention", "splash": " with splash attention"}.get(
+        program.setup.model.config.attention, ""
+    )
     cut = f" (records cut to {first.length}{later} steps)" if changes else ""
     return (
         f"{'Continuing' if start else 'Training'} in {workdir}: {count(program.setup.stored_table):,} parameters "

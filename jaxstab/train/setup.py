@@ -83,27 +83,31 @@ def set_up(config: Config, end: int | None = None, mesh: Mesh | None = None) -> 
 
 
 def attention_kernel(config: ModelConfig, mesh: Mesh, needs_logits: bool) -> str:
-    """What `model.attention` comes to on a mesh: `auto` takes cuDNN's kernel where that does all that the run needs.
+    """What `model.attention` comes to on a mesh: `auto` takes a fused kernel where it does all that the run needs.
 
-    It stays with XLA's where logits are read or capped, where the sequence is split over devices, where the axis
-    `tensor` splits queries but not keys, which cuDNN's kernel refuses, and where attention stops at documents, whose
-    mask cuDNN takes as an array [B, 1, T, T] and of an even length only.
+    It is `chunked`, of plain products, elsewhere: where logits are read or capped, where the sequence is split over
+    devices, where the axis `tensor` splits queries but not keys, which no fused kernel takes, and, on a GPU, where
+    attention stops at documents, whose mask cuDNN takes as an array [B, 1, T, T] and of an even length only.
 
     Raises:
-      ConfigError: `cudnn` on something else than a GPU.
+      ConfigError: `cudnn` on something else than a GPU, `splash` on something else than a TPU.
     """
     device = mesh.devices.flat[0]
-    if config.attention == "cudnn" and device.platform != "gpu":
-        raise ConfigError(f"model.attention=cudnn needs an NVIDIA GPU, not a {device.platform}; auto runs everywhere")
+    for kernel, platform, name in (("cudnn", "gpu", "an NVIDIA GPU"), ("splash", "tpu", "a TPU")):
+        if config.attention == kernel and device.platform != platform:
+            raise ConfigError(f"model.attention={kernel} needs {name}, not a {device.platform}; auto runs everywhere")
     if config.attention != "auto":
         return config.attention
+    splits = all(count % mesh.shape["tensor"] == 0 for count in (config.heads, config.kv_heads or config.heads))
+    if needs_logits or config.attention_softcap or mesh.shape["sequence"] > 1 or not splits:
+        return "chunked"
+    if device.platform == "tpu":
+        return "splash" if config.dtype == "bfloat16" else "chunked"
     nvidia = re.fullmatch(r"(\d+)\.\d+", getattr(device, "compute_capability", ""))  # others have "gfx90a" and such
     generation = int(nvidia[1]) if nvidia else 0
     largest_head = 256 if generation >= 9 else 128 if generation == 8 else 0
-    fits = config.head_dim <= largest_head and not config.cudnn_obstacle
-    splits = all(count % mesh.shape["tensor"] == 0 for count in (config.heads, config.kv_heads or config.heads))
-    needs_xla = needs_logits or config.mask_documents or mesh.shape["sequence"] > 1 or not splits
-    return "cudnn" if fits and not needs_xla else "chunked"
+    fits = config.head_dim <= largest_head and not config.cudnn_obstacle and not config.mask_documents
+    return "cudnn" if fits else "chunked"
 
 
 def reparameterized(config: Config) -> tuple[Table[Effective], tuple[Method, ...], Reparameterization]:
