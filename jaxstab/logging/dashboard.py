@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.proto.summary_pb2 import Summary
 
 from jaxstab.logging.heat_map import draw_heat_map
 from jaxstab.logging.tensorboard import TensorBoard
@@ -62,7 +60,7 @@ class Dashboard:
         self._total = total_steps
         self._spikes = spikes
         self._tags: set[str] = set()
-        self._session_end: Summary | None = None
+        self._in_hparams = False
 
     def start(self, step: int, run_config: Mapping[str, Any]) -> None:
         """Writes the flat config of the run, as a text and as its line in HParams."""
@@ -74,8 +72,8 @@ class Dashboard:
         }
         # The description of the experiment is left out, since TensorBoard makes a better one of all runs that it shows:
         # first the options in which they differ, then metrics in the order of their names, which the overview begins.
-        _, session_start, self._session_end = summary.hparams(options, {})
-        self._board.write(step, session_start)
+        self._board.session_start(step, options)
+        self._in_hparams = True
 
     def train(self, step: int, scalars: Mapping[str, float], arrays: Mapping[str, np.ndarray]) -> None:
         """Writes those metrics of a step that are due: each once in `every` steps, all of them at the last step."""
@@ -105,8 +103,8 @@ class Dashboard:
 
     def complete(self) -> None:
         """Says in HParams that the run has come to its end."""
-        if self._session_end is not None:
-            self._board.write(self._total, self._session_end)
+        if self._in_hparams:
+            self._board.session_end(self._total)
 
     def flush(self) -> None:
         """Brings to disk what was written."""
@@ -118,9 +116,11 @@ class Dashboard:
 
     def _write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars, and the layout of Custom Scalars again where they bring new charts."""
+        if not values:
+            return
         self._board.scalars(step, values)
         tags = self._tags | values.keys()
-        if len(tags) > len(self._tags) and self._board.write(step, summary.custom_scalars(chart_layout(tags))):
+        if len(tags) > len(self._tags) and self._board.layout(step, chart_layout(tags)):
             self._tags = tags
 
 
@@ -208,15 +208,15 @@ def _lines(layers: int) -> tuple[list[str], np.ndarray]:
     return [f"layer_{layer:0{width}}" for layer in shown], shown
 
 
-def chart_layout(tags: Collection[str]) -> dict[str, dict[str, list[Any]]]:
-    """The layout of Custom Scalars: `{section: {chart: ["Multiline", patterns of tags]}}`, the overview first."""
+def chart_layout(tags: Collection[str]) -> dict[str, dict[str, list[str]]]:
+    """The layout of Custom Scalars: `{section: {chart: patterns of tags}}`, the overview first."""
     overview = [tag for tag in (*OVERVIEW.values(), SPIKES) if tag in tags]
-    charts: dict[str, dict[str, list[Any]]] = defaultdict(dict)
+    charts: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for tag in [*overview, *sorted(set(tags) - set(overview))]:
         layer_tag = LAYER_TAG.fullmatch(tag)
         chart = layer_tag[1] if layer_tag else tag
         section, _, title = chart.partition("/")
-        charts[section][title or section] = ["Multiline", [re.escape(chart) + ("/" if layer_tag else "$")]]
+        charts[section][title or section] = [re.escape(chart) + ("/" if layer_tag else "$")]
     return charts
 
 

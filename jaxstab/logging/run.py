@@ -101,9 +101,8 @@ class RunLogger:
         arrays = arrays or {}
         with self._surviving(METRICS):
             self._metrics.write(step, scalars)
-        for name, values in arrays.items():
-            with self._surviving("measurements"):
-                self._measurements.add(step, name, values)
+        with self._surviving("measurements"):
+            self._measurements.add(step, arrays)
         if self._dashboard:
             with self._surviving(EVENTS):
                 self._dashboard.train(step, scalars, arrays)
