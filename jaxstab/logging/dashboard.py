@@ -181,15 +181,17 @@ def layer_tags(by_measurement: ByMeasurement) -> dict[str, float]:
 
     Where the roles are attention heads, there are two charts, of the lowest and the highest value over the heads.
     """
-    tags: dict[str, float] = {}
+    charts: dict[int, dict[str, np.ndarray]] = defaultdict(dict)
     for measurement, by_role in by_measurement.items():
         for role, values in _over_heads(by_role).items():
-            chart = f"{measurement}/{role}" if role else measurement
-            lines, layers = _lines(len(values))
-            tags.update(zip((f"{chart}/{line}" for line in lines), values[layers].tolist(), strict=True))
-            if len(layers) < len(values):
-                tags[f"{chart}/min_over_layers"] = float(values.min())
-                tags[f"{chart}/max_over_layers"] = float(values.max())
+            charts[len(values)][f"{measurement}/{role}" if role else measurement] = values
+    tags: dict[str, float] = {}
+    for layers, by_chart in charts.items():  # as one matrix, since NumPy takes its time for each call
+        values = np.stack(list(by_chart.values()))
+        shown = values[:, _shown(layers)]
+        if shown.shape[1] < layers:
+            shown = np.column_stack([shown, values.min(axis=1), values.max(axis=1)])
+        tags.update(zip(_layer_tags(tuple(by_chart), layers), shown.ravel().tolist(), strict=True))
     return tags
 
 
@@ -201,11 +203,19 @@ def _over_heads(by_role: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
 
 
 @functools.cache
-def _lines(layers: int) -> tuple[list[str], np.ndarray]:
-    """The names and the indices of the layers that are shown as lines, evenly spaced from the first to the last."""
-    shown = np.linspace(0, layers - 1, min(layers, LAYER_LINES)).round().astype(int)
-    width = len(str(layers - 1))
-    return [f"layer_{layer:0{width}}" for layer in shown], shown
+def _shown(layers: int) -> np.ndarray:
+    """The layers that are shown as lines, evenly spaced from the first to the last."""
+    return np.linspace(0, layers - 1, min(layers, LAYER_LINES)).round().astype(int)
+
+
+@functools.cache
+def _layer_tags(charts: tuple[str, ...], layers: int) -> list[str]:
+    """The tags of each chart's lines."""
+    width, shown = len(str(layers - 1)), _shown(layers)
+    lines = [f"layer_{layer:0{width}}" for layer in shown]
+    if len(shown) < layers:
+        lines += ["min_over_layers", "max_over_layers"]
+    return [f"{chart}/{line}" for chart in charts for line in lines]
 
 
 def chart_layout(tags: Collection[str]) -> dict[str, dict[str, list[str]]]:
