@@ -31,9 +31,10 @@ from jaxstab.logging import LogConfig, RunLogger
 from jaxstab.model.config import ModelConfig
 from jaxstab.reparam import ReparamConfig
 from jaxstab.train.config import Config
+from jaxstab.train.packed import unpack
 from jaxstab.train.program import Program, build
 from jaxstab.train.state import TrainState
-from jaxstab.train.step_io import hypers, pack, unpack
+from jaxstab.train.step_io import hypers
 
 LAYERS = 40  # the length of the vectors that are written
 VARIANTS = {"off": "off", "light": "light", "control": "off"}
@@ -79,9 +80,9 @@ class Runner:
         self.step += 1
         start = time.perf_counter(), time.process_time()
         self.state, metrics = self.program.step(self.state, self.tokens, self.hypers)
-        packed = jax.block_until_ready(pack(*metrics))
+        jax.block_until_ready(metrics)
         stepped = time.perf_counter()
-        scalars, arrays = unpack(packed)
+        scalars, arrays = unpack(metrics)
         self.logger.train(self.step, scalars, {name: np.resize(values, LAYERS) for name, values in arrays.items()})
         end = time.perf_counter()
         return end - start[0], time.process_time() - start[1], end - stepped

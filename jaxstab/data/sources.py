@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
@@ -64,7 +65,7 @@ def _text(config: DataConfig) -> Source:
 
 def _stdlib(_config: DataConfig) -> Source:
     root = Path(sysconfig.get_path("stdlib"))
-    paths = sorted(path for path in root.rglob("*.py") if not NOT_SOURCES & set(path.relative_to(root).parts))
+    paths = sorted(_python_sources(root))
     if not paths:
         raise UserError(f"data.source=stdlib: no Python sources under {root}; use data.source=text")
     starts = range(0, len(paths), PYTHON_FILES_PER_UNIT)
@@ -73,6 +74,13 @@ def _stdlib(_config: DataConfig) -> Source:
         [(str(path.relative_to(root)), *files.stamp(path)[1:]) for path in paths],
         lambda: [functools.partial(_python_files, paths[start : start + PYTHON_FILES_PER_UNIT]) for start in starts],
     )
+
+
+def _python_sources(root: Path) -> Iterator[Path]:
+    """The sources below a directory, without a look at what is installed there, which may be many times as much."""
+    for directory, names, files_there in os.walk(root):
+        names[:] = set(names) - NOT_SOURCES
+        yield from (Path(directory, name) for name in files_there if name.endswith(".py"))
 
 
 def _python_files(paths: list[Path], _bad: BadLines) -> Iterator[str]:

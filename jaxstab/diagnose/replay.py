@@ -21,9 +21,10 @@ from jaxstab.train import workdir as workdirs
 from jaxstab.train.checkpoint import Checkpoints
 from jaxstab.train.config import Config
 from jaxstab.train.journal import Journal
+from jaxstab.train.packed import pack, unpack
 from jaxstab.train.program import Program, build
 from jaxstab.train.state import TrainState
-from jaxstab.train.step_io import StepInputs, pack, unpack
+from jaxstab.train.step_io import StepInputs
 
 DIRECTORY = "replay"
 
@@ -91,9 +92,9 @@ def _taken_again(
         for step, tokens in enumerate(inputs.ahead(start + 1, end), start + 1):
             if step == 1:
                 state = program.prepare(state, tokens)
-            more = program.measure(state, tokens) if step in measured else ()
+            more = [pack(*program.measure(state, tokens))] if step in measured else []
             state, metrics = program.step(state, tokens, inputs.hypers(step))
-            replayed[step] = unpack(pack(*metrics, *more))
+            replayed[step] = unpack(metrics, *more)
             progress.advance(task)
     return replayed
 

@@ -6,7 +6,7 @@ Rows have `step` (int64), `name` (`stability/update_ratio/down_proj`) and `value
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,15 @@ class MeasurementFiles:
         """Rows that have not reached a file."""
         return len(self._rows)
 
-    def add(self, step: int, name: str, values: Any) -> None:
-        """Takes a vector `[layers]`; raises OSError where a file is due and cannot be written."""
-        vector = np.array(values, np.float32)
-        if vector.ndim != 1:
-            raise ValueError(f"measurement {name} is a vector over layers, not of shape {vector.shape}")
-        self._rows.append((step, name, vector))
-        if len(self._rows) % ROWS_PER_PART == 0:
+    def add(self, step: int, vectors: Mapping[str, Any]) -> None:
+        """Takes vectors `[layers]` by name; raises OSError where a file is due and cannot be written."""
+        before = len(self._rows)
+        for name, values in vectors.items():
+            vector = np.array(values, np.float32)
+            if vector.ndim != 1:
+                raise ValueError(f"measurement {name} is a vector over layers, not of shape {vector.shape}")
+            self._rows.append((step, name, vector))
+        if len(self._rows) // ROWS_PER_PART > before // ROWS_PER_PART:
             self.flush()
 
     def flush(self) -> None:
@@ -52,12 +54,18 @@ class MeasurementFiles:
             purge(self._directory, self._last_step)
             self._purged = True
         if self._rows:
-            steps, names, values = zip(*self._rows, strict=True)
-            table = pa.table([steps, names, list(values)], schema=SCHEMA)
+            table = _table(self._rows)
             self._directory.mkdir(exist_ok=True)
             path = _path(self._directory, table)
             _write(path, pa.concat_tables([_read(path), table]) if path.exists() else table)
             self._rows.clear()
+
+
+def _table(rows: list[tuple[int, str, np.ndarray]]) -> pa.Table:
+    """Rows as a table; all values are one array, since Arrow takes many small ones apart number by number."""
+    steps, names, vectors = zip(*rows, strict=True)
+    ends = np.cumsum([0, *map(len, vectors)], dtype=np.int32)
+    return pa.table([steps, names, pa.ListArray.from_arrays(ends, np.concatenate(vectors))], schema=SCHEMA)
 
 
 def _path(directory: Path, table: pa.Table) -> Path:

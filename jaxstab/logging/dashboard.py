@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.proto.summary_pb2 import Summary
 
 from jaxstab.logging.heat_map import draw_heat_map
 from jaxstab.logging.tensorboard import TensorBoard
@@ -63,7 +61,7 @@ class Dashboard:
         self._total = total_steps
         self._spikes = spikes
         self._tags: set[str] = set()
-        self._session_end: Summary | None = None
+        self._in_hparams = False
 
     def start(self, step: int, run_config: Mapping[str, Any]) -> None:
         """Writes the flat config of the run, as a text and as its line in HParams."""
@@ -75,8 +73,8 @@ class Dashboard:
         }
         # The description of the experiment is left out, since TensorBoard makes a better one of all runs that it shows:
         # first the options in which they differ, then metrics in the order of their names, which the overview begins.
-        _, session_start, self._session_end = summary.hparams(options, {})
-        self._board.write(step, session_start)
+        self._board.session_start(step, options)
+        self._in_hparams = True
 
     def train(self, step: int, scalars: Mapping[str, float], arrays: Mapping[str, np.ndarray]) -> None:
         """Writes those metrics of a step that are due: each once in `every` steps, all of them at the last step."""
@@ -106,8 +104,8 @@ class Dashboard:
 
     def complete(self) -> None:
         """Says in HParams that the run has come to its end."""
-        if self._session_end is not None:
-            self._board.write(self._total, self._session_end)
+        if self._in_hparams:
+            self._board.session_end(self._total)
 
     def flush(self) -> None:
         """Brings to disk what was written."""
@@ -119,9 +117,11 @@ class Dashboard:
 
     def _write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars, and the layout of Custom Scalars again where they bring new charts."""
+        if not values:
+            return
         self._board.scalars(step, values)
         tags = self._tags | values.keys()
-        if len(tags) > len(self._tags) and self._board.write(step, summary.custom_scalars(chart_layout(tags))):
+        if len(tags) > len(self._tags) and self._board.layout(step, chart_layout(tags)):
             self._tags = tags
 
 
@@ -182,15 +182,17 @@ def layer_tags(by_measurement: ByMeasurement) -> dict[str, float]:
 
     Where the roles are attention heads, there are two charts, of the lowest and the highest value over the heads.
     """
-    tags: dict[str, float] = {}
+    charts: dict[int, dict[str, np.ndarray]] = defaultdict(dict)
     for measurement, by_role in by_measurement.items():
         for role, values in _over_heads(by_role).items():
-            chart = f"{measurement}/{role}" if role else measurement
-            lines, layers = _lines(len(values))
-            tags.update(zip((f"{chart}/{line}" for line in lines), values[layers].tolist(), strict=True))
-            if len(layers) < len(values):
-                tags[f"{chart}/min_over_layers"] = float(values.min())
-                tags[f"{chart}/max_over_layers"] = float(values.max())
+            charts[len(values)][f"{measurement}/{role}" if role else measurement] = values
+    tags: dict[str, float] = {}
+    for layers, by_chart in charts.items():  # as one matrix, since NumPy takes its time for each call
+        values = np.stack(list(by_chart.values()))
+        shown = values[:, _shown(layers)]
+        if shown.shape[1] < layers:
+            shown = np.column_stack([shown, values.min(axis=1), values.max(axis=1)])
+        tags.update(zip(_layer_tags(tuple(by_chart), layers), shown.ravel().tolist(), strict=True))
     return tags
 
 
@@ -202,22 +204,30 @@ def _over_heads(by_role: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
 
 
 @functools.cache
-def _lines(layers: int) -> tuple[list[str], np.ndarray]:
-    """The names and the indices of the layers that are shown as lines, evenly spaced from the first to the last."""
-    shown = np.linspace(0, layers - 1, min(layers, LAYER_LINES)).round().astype(int)
-    width = len(str(layers - 1))
-    return [f"layer_{layer:0{width}}" for layer in shown], shown
+def _shown(layers: int) -> np.ndarray:
+    """The layers that are shown as lines, evenly spaced from the first to the last."""
+    return np.linspace(0, layers - 1, min(layers, LAYER_LINES)).round().astype(int)
 
 
-def chart_layout(tags: Collection[str]) -> dict[str, dict[str, list[Any]]]:
-    """The layout of Custom Scalars: `{section: {chart: ["Multiline", patterns of tags]}}`, the overview first."""
+@functools.cache
+def _layer_tags(charts: tuple[str, ...], layers: int) -> list[str]:
+    """The tags of each chart's lines."""
+    width, shown = len(str(layers - 1)), _shown(layers)
+    lines = [f"layer_{layer:0{width}}" for layer in shown]
+    if len(shown) < layers:
+        lines += ["min_over_layers", "max_over_layers"]
+    return [f"{chart}/{line}" for chart in charts for line in lines]
+
+
+def chart_layout(tags: Collection[str]) -> dict[str, dict[str, list[str]]]:
+    """The layout of Custom Scalars: `{section: {chart: patterns of tags}}`, the overview first."""
     overview = [tag for tag in (*OVERVIEW.values(), SPIKES) if tag in tags]
-    charts: dict[str, dict[str, list[Any]]] = defaultdict(dict)
+    charts: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for tag in [*overview, *sorted(set(tags) - set(overview))]:
         layer_tag = LAYER_TAG.fullmatch(tag)
         chart = layer_tag[1] if layer_tag else tag
         section, _, title = chart.partition("/")
-        charts[section][title or section] = ["Multiline", [re.escape(chart) + ("/" if layer_tag else "$")]]
+        charts[section][title or section] = [re.escape(chart) + ("/" if layer_tag else "$")]
     return charts
 
 

@@ -99,16 +99,15 @@ class RunLogger:
             and `x_histogram_edges/role` are counts and where they are.
         """
         arrays = arrays or {}
+        with self._surviving("progress"):
+            self._console.train(step, scalars)  # first: the first heat map, which imports matplotlib, takes a second
         with self._surviving(METRICS):
             self._metrics.write(step, scalars)
-        for name, values in arrays.items():
-            with self._surviving("measurements"):
-                self._measurements.add(step, name, values)
+        with self._surviving("measurements"):
+            self._measurements.add(step, arrays)
         if self._dashboard:
             with self._surviving(EVENTS):
                 self._dashboard.train(step, scalars, arrays)
-        with self._surviving("progress"):
-            self._console.train(step, scalars)
 
     def eval(self, step: int, scalars: Mapping[str, float]) -> None:
         """Takes the results of an evaluation, `eval/<set>/perplexity`; all of them are written and shown."""

@@ -30,7 +30,7 @@ def chunked_attention(
     The backward pass computes the probabilities again from the logarithms of their normalizers (Dao et al. 2022,
     arXiv:2205.14135, algorithm 4; without tiling over keys).
     """
-    batch, length, heads, size = q_BTHK.shape
+    batch, length, _, size = q_BTHK.shape
     q_BGRTK = jnp.transpose(q_BTHK.reshape(batch, length, k_BSGK.shape[2], -1, size), (0, 2, 3, 1, 4))
     k_BGSK, v_BGSK = jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGK, 1, 2)
     out_BGRTK = _attention(q_BGRTK, k_BGSK, v_BGSK, segments_BT)

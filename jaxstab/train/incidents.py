@@ -139,8 +139,7 @@ def write_steps(directory: Path, steps: Iterable[Remembered], attempt: int = 0) 
     metrics, columns = MetricsFile(directory / METRICS, -1, attempt), MeasurementFiles(directory, -1)
     for step, scalars, arrays in steps:
         metrics.write(step, scalars)
-        for name, vector in arrays.items():
-            columns.add(step, name, vector)
+        columns.add(step, arrays)
     columns.flush()
 
 

@@ -24,10 +24,11 @@ from jaxstab.train.checkpoint import Checkpoints
 from jaxstab.train.clock import StepClock
 from jaxstab.train.config import Config
 from jaxstab.train.evaluation import Evaluation, check_prompt, prepare_texts
+from jaxstab.train.packed import Packed, pack, unpack
 from jaxstab.train.program import Program, build
 from jaxstab.train.signals import StopRequest
 from jaxstab.train.state import TrainState
-from jaxstab.train.step_io import Packed, StepInputs, pack, unpack
+from jaxstab.train.step_io import StepInputs
 
 
 def train(config: Config, workdir: Path, console: Console | None = None) -> None:
@@ -158,17 +159,17 @@ class Trainer:
         """Starts a step, without waiting for it."""
         if step == 1:
             state = self.program.prepare(state, tokens)
-        measured: Any = ()
+        measured = []
         if self._measurement_due(step):
-            measured = jax.block_until_ready(self.program.measure(state, tokens))
+            measured = [jax.block_until_ready(pack(*self.program.measure(state, tokens)))]
             self.clock.restart()
         state, metrics = self.program.step(state, tokens, self.inputs.hypers(step))
         seconds = self.clock.watch(metrics)
-        return state, _Dispatched(step, pack(*metrics, *measured), seconds)
+        return state, _Dispatched(step, [metrics, *measured], seconds)
 
     def _report(self, dispatched: _Dispatched, state: TrainState) -> None:
         """Fetches and logs a step's metrics, and answers an incident; the device of `state` may have halted."""
-        step, (scalars, arrays) = dispatched.step, unpack(dispatched.packed)
+        step, (scalars, arrays) = dispatched.step, unpack(*dispatched.packed)
         length = self.inputs.length(step)
         scalars["train/tokens"] = float(self.inputs.tokens_up_to(step))
         scalars["train/perplexity"] = float(np.exp(np.minimum(scalars["train/loss"], 700)))
@@ -224,5 +225,5 @@ class _Dispatched:
     """A step under way: what it measures, and the seconds that it takes."""
 
     step: int
-    packed: Packed
+    packed: list[Packed]
     seconds: Future[float]

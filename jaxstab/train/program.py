@@ -17,6 +17,7 @@ from jaxstab.model.loss import LossSums
 from jaxstab.table import Weights
 from jaxstab.train import measure, objective, step
 from jaxstab.train.config import Config
+from jaxstab.train.packed import Packed, pack
 from jaxstab.train.setup import Setup, set_up
 from jaxstab.train.state import TrainState, init_state, state_shardings
 
@@ -30,7 +31,7 @@ class Program:
       abstract_state: shapes, dtypes and shardings of the state, to restore a checkpoint into.
       init: seed -> TrainState.
       prepare: (state, tokens [B, T+1]) -> state, what a method asks for between `init` and the first step.
-      step: (state, tokens [B, T+1], hypers) -> (state, (scalars, vectors)); donates the state.
+      step: (state, tokens [B, T+1], hypers) -> (state, its measurements, packed); donates the state.
       measure: (state, tokens [B, T+1]) -> (scalars, vectors), the full measurements, of the state before a step.
       merge: state -> effective weights.
       evaluate: (weights, tokens [B, T+1], valid [B]) -> LossSums.
@@ -40,7 +41,7 @@ class Program:
     abstract_state: TrainState
     init: Callable[[Any], TrainState]
     prepare: Callable[..., TrainState]
-    step: Callable[..., tuple[TrainState, measure.Measurements]]
+    step: Callable[..., tuple[TrainState, Packed]]
     measure: Callable[..., measure.Measurements]
     merge: Callable[[TrainState], Weights]
     evaluate: Callable[..., LossSums]
@@ -64,7 +65,7 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
         init=jitted(init_state, out_shardings=shardings),
         prepare=_on_mesh(setup.mesh, functools.partial(prepare, setup, shardings.raw)),
         step=jitted(
-            step.train_step,
+            packed_step,
             in_shardings=(shardings, rows, whole),
             out_shardings=(shardings, whole),
             donate_argnums=0,
@@ -73,6 +74,12 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
         merge=jitted(lambda setup, state: setup.reparam.merge(state.raw, state.reparam)),
         evaluate=jitted(objective.evaluation_sums, out_shardings=whole),
     )
+
+
+def packed_step(setup: Setup, *arguments: Any) -> tuple[TrainState, Packed]:
+    """`train_step`, with its measurements as one array."""
+    state, metrics = step.train_step(setup, *arguments)
+    return state, pack(*metrics)
 
 
 def prepare(setup: Setup, raw_shardings: Any, state: TrainState, tokens_BS: Int[Array, "B T+1"]) -> TrainState:

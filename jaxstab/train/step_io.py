@@ -1,7 +1,6 @@
-"""What each step of a run is given, and how its measurements come back.
+"""What each step of a run is given: batches, sequence lengths and hyper-parameters by step.
 
-Inputs are a function of the config, the data and the journal: batches, sequence lengths and hyper-parameters by step.
-Measurements come to the host as one array, for a transfer costs an accelerator more than its bytes.
+They are a function of the config, the data and the journal.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jaxstab import data, scale
 from jaxstab.optimize import Hypers
@@ -65,9 +64,8 @@ class StepInputs:
         return data.read_ahead(lambda step: jax.device_put(self.tokens(step), sharding), range(first, last + 1))
 
     def hypers(self, step: int) -> Hypers:
-        """The traced hyper-parameters of a step, on the devices."""
-        position = jax.device_put(np.int32(step - 1), scale.replicated(self._program.setup.mesh))
-        return self._hypers(*self._journal.rates_after_rollback(step))._replace(position=position)
+        """The traced hyper-parameters of a step; the rates are on the devices."""
+        return self._hypers(*self._journal.rates_after_rollback(step))._replace(position=np.int32(step - 1))
 
 
 def hypers(program: Program, factor: float = 1.0, max_norm: float = 0.0) -> Hypers:
@@ -116,35 +114,3 @@ def tokens_before(schedule: tuple[LengthChange, ...], update: int) -> int:
         change.length * max(0, min(update, end) - change.first_update)
         for change, end in zip(schedule, [*ends, update], strict=True)
     )
-
-
-class Packed(NamedTuple):
-    """Measurements, one after another.
-
-    Attributes:
-      values: their entries, on the device.
-      shapes: {name: shape}, in their order.
-    """
-
-    values: Float[Array, " n"]
-    shapes: dict[str, tuple[int, ...]]
-
-
-@jax.jit
-def _concatenated(arrays: list[Array]) -> Float[Array, " n"]:
-    return jnp.concatenate([array.ravel() for array in arrays])
-
-
-def pack(*metrics: dict[str, Array]) -> Packed:
-    """Puts the measurements of a step together, without waiting for it: before the next step is dispatched."""
-    together = {name: array for each in metrics for name, array in each.items()}
-    return Packed(_concatenated(list(together.values())), {name: array.shape for name, array in together.items()})
-
-
-def unpack(packed: Packed) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Fetches measurements in one transfer, which waits for the step: scalars, and arrays over layers, by name."""
-    ends = np.cumsum([np.prod(shape, dtype=int) for shape in packed.shapes.values()])
-    parts = np.split(np.asarray(packed.values), ends[:-1])
-    shaped = {name: part.reshape(shape) for (name, shape), part in zip(packed.shapes.items(), parts, strict=True)}
-    scalars = {name: float(value) for name, value in shaped.items() if not value.ndim}
-    return scalars, {name: value for name, value in shaped.items() if value.ndim}

@@ -119,7 +119,7 @@ def test_one_chart_of_custom_scalars_holds_the_layers_of_a_role(board):
     assert charts["norm"].keys() == {*ROLES, "lm_head"}
     assert charts.keys() == {tag.split("/")[0] for tag in tags(board, "layers40", "scalars")}
     for tag in tags(board, "layers40", "scalars"):
-        patterns = [chart[1][0] for section in charts.values() for chart in section.values()]
+        patterns = [chart[0] for section in charts.values() for chart in section.values()]
         assert sum(bool(re.match(pattern, tag)) for pattern in patterns) == 1, tag
 
 

@@ -20,9 +20,9 @@ def vector(step, layers=4):
 def fill(workdir, steps, flush_every=5, last_step=-1):
     files = MeasurementFiles(workdir, last_step)
     for step in steps:
-        files.add(step, RATIO, vector(step))
+        files.add(step, {RATIO: vector(step)})
         if step % 3 == 0:
-            files.add(step, NORM, vector(step, layers=2))
+            files.add(step, {NORM: vector(step, layers=2)})
         if step % flush_every == 0:
             files.flush()
     return files
@@ -69,7 +69,7 @@ def test_a_purge_killed_halfway_is_done_again(tmp_path, monkeypatch):
 def test_two_flushes_within_a_step_lose_nothing(tmp_path):
     files = MeasurementFiles(tmp_path, -1)
     for name in (RATIO, NORM):
-        files.add(5, name, vector(5))
+        files.add(5, {name: vector(5)})
         files.flush()
     assert read_measurements(tmp_path).keys() == {RATIO, NORM}
 
@@ -81,14 +81,14 @@ def test_rows_wait_while_the_disk_fails(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="disk full"):
             files.flush()
     assert read_measurements(tmp_path) == {}
-    files.add(4, RATIO, vector(4))
+    files.add(4, {RATIO: vector(4)})
     files.flush()
     np.testing.assert_array_equal(read_measurements(tmp_path)[RATIO][0], range(1, 5))
 
 
 def test_a_matrix_is_refused(tmp_path):
     with pytest.raises(ValueError, match="vector over layers"):
-        MeasurementFiles(tmp_path, -1).add(1, RATIO, np.zeros((2, 2)))
+        MeasurementFiles(tmp_path, -1).add(1, {RATIO: np.zeros((2, 2))})
 
 
 def row_by_row(directory, after):
@@ -108,7 +108,7 @@ def test_reading_agrees_with_reading_row_by_row(tmp_path, after):
     for step in (3, 1, 2, 4, 6, 5, 9, 5, 12, 8, 7, 10, 11):
         for index, name in enumerate((RATIO, NORM, "stability/empty", "stability/rare")):
             if index < 3 or step % 5 == 0:
-                files.add(step, name, random.normal(size=(4, 2, 0, 7)[index]))
+                files.add(step, {name: random.normal(size=(4, 2, 0, 7)[index])})
         if step in (4, 5, 8):
             files.flush()
     files.flush()
@@ -124,7 +124,7 @@ def test_reading_agrees_with_reading_row_by_row(tmp_path, after):
 def test_vectors_of_one_name_have_one_length(tmp_path, flush_every):
     files = MeasurementFiles(tmp_path, -1)
     for step in (1, 2):
-        files.add(step, RATIO, vector(step, layers=2 + step))
+        files.add(step, {RATIO: vector(step, layers=2 + step)})
         if step % flush_every == 0:
             files.flush()
     files.flush()

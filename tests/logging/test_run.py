@@ -6,15 +6,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
 
 from jaxstab.config import ConfigError, UserError
 from jaxstab.logging import LogConfig, RunLogger, read_measurements, read_metrics
-from jaxstab.logging.tensorboard import TensorBoard
+from jaxstab.logging.tensorboard import TensorBoard, crc32c
 
 RATIO = "stability/update_ratio/down_proj"
 
@@ -216,14 +218,16 @@ def test_paths_that_are_taken_are_reported_and_stop_nothing(tmp_path):
     assert "step 8/20" in shown
 
 
-@pytest.mark.parametrize("failing", ["write_event", "flush"])
+@pytest.mark.parametrize("failing", ["write", "flush"])
 def test_tensorboard_goes_on_in_a_new_file_after_a_failure(tmp_path, monkeypatch, failing):
     now = 1000.0
     monkeypatch.setattr("jaxstab.logging.tensorboard.time.monotonic", lambda: now)
     board = TensorBoard(tmp_path, -1)
     board.scalars(1, {"train/loss": 1.0})
     with monkeypatch.context() as patched:
-        patched.setattr(board._writer, failing, disk_full)
+        file = SimpleNamespace(write=board._file.write, flush=board._file.flush)
+        patched.setattr(file, failing, disk_full)
+        patched.setattr(board, "_file", file)
         with pytest.raises(OSError, match="disk full"):
             board.text(2, "sample", "lost")
             board.flush()
@@ -233,6 +237,12 @@ def test_tensorboard_goes_on_in_a_new_file_after_a_failure(tmp_path, monkeypatch
     board.scalars(4, {"train/loss": 4.0})
     board.close()
     assert points(tmp_path, "train/loss") == [(1, 1.0), (4, 4.0)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 8, 13, 16, 1000, 25003])
+def test_checksums_are_those_of_tensorboard(size):
+    data = np.random.default_rng(size).bytes(size)
+    assert crc32c(data) == pywrap_tensorflow.crc32c(data)
 
 
 def test_a_console_that_breaks_stops_nothing(tmp_path):

@@ -11,6 +11,7 @@ from jaxstab.model import transformer
 from jaxstab.model.attention import reference_attention as reference
 from jaxstab.optimize import Hypers
 from jaxstab.train.config import default_config, resolve
+from jaxstab.train.packed import unpack
 from jaxstab.train.program import build
 
 torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
@@ -52,8 +53,8 @@ def our_training(name):
         losses = []
         for tokens in BATCHES:
             hypers = Hypers(jnp.float64(RATE), jnp.float64(DECAY))
-            state, (scalars, _) = program.step(state, jnp.asarray(tokens, jnp.int32), hypers)
-            losses.append(float(scalars["train/loss"]))
+            state, metrics = program.step(state, jnp.asarray(tokens, jnp.int32), hypers)
+            losses.append(unpack(metrics)[0]["train/loss"])
         constant = 1.0 if method == "wesar" else program.setup.table["embed_tokens"]["embedding"].multiplier
         return raw, vectors, constant, losses, jax.tree.map(np.array, state.raw)
 

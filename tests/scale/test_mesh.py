@@ -16,6 +16,7 @@ from jaxstab.optimize import Hypers
 from jaxstab.scale import MeshConfig
 from jaxstab.table import Row
 from jaxstab.train.config import Config
+from jaxstab.train.packed import unpack
 from jaxstab.train.program import build
 
 UNIT = EmbeddingConfig(method="unit")
@@ -78,7 +79,7 @@ def trained(program):
     state, metrics = state._replace(raw=perturbed(state.raw)), []
     for tokens in TOKENS:
         state, found = program.step(state, tokens, HYPERS)
-        metrics.append(jax.device_get(found))
+        metrics.append(unpack(found))
     return initial, metrics, state
 
 

@@ -10,6 +10,7 @@ import pytest
 from jaxstab import scale
 from jaxstab.optimize import Hypers
 from jaxstab.train.config import default_config, resolve
+from jaxstab.train.packed import unpack
 from jaxstab.train.program import build
 from tests.train import faults
 
@@ -60,11 +61,10 @@ def run(policy, marks=(), accumulation=1, left_out=(), steps=STEPS, max_skips=4)
         tokens = batch(number)
         if kind := dict(marks).get(number):
             tokens[-1, 0] = MARK + faults.KINDS.index(kind)
-        state, (scalars, _) = step(
-            state, jax.device_put(tokens, scale.batch_sharding(program.setup.mesh)), hypers(program)
-        )
-        told[number] = scalars
-    return jax.device_get((state, told))
+        tokens = jax.device_put(tokens, scale.batch_sharding(program.setup.mesh))
+        state, metrics = step(state, tokens, hypers(program))
+        told[number], _ = unpack(metrics)
+    return jax.device_get(state), told
 
 
 def flagged(told, name):

@@ -11,6 +11,7 @@ from jaxstab.optimize import Hypers
 from jaxstab.train import objective
 from jaxstab.train import step as step_module
 from jaxstab.train.config import default_config, resolve
+from jaxstab.train.packed import unpack
 from jaxstab.train.program import build
 
 COLUMNS = (
@@ -67,8 +68,8 @@ class Trainer:
 
     def step(self, tokens):
         tokens = jax.device_put(tokens, scale.batch_sharding(self.program.setup.mesh))
-        self.state, (scalars, arrays) = self.program.step(self.state, tokens, self.hypers)
-        return scalars, arrays
+        self.state, metrics = self.program.step(self.state, tokens, self.hypers)
+        return unpack(metrics)
 
 
 def batches():

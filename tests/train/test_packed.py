@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstab.train.step_io import pack, unpack
+from jaxstab.train.packed import pack, unpack
 
 
 def test_what_is_unpacked_is_what_was_packed():
