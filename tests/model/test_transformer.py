@@ -178,7 +178,7 @@ def test_rematerialisation_recomputes_and_gives_the_same_gradient(dtype):
         gradients[remat] = gradient(weights)
         traced = equations(jax.make_jaxpr(gradient)(weights).jaxpr)
         products[remat] = sum(equation.primitive.name == "dot_general" for equation in traced)
-    assert products["none"] < products["dots"] < products["full"]
+    assert products["none"] <= products["dots"] < products["full"]
     rtol = {"float32": 1e-4, "bfloat16": 0.05}[dtype]
     for remat in ("dots", "full"):
         jax.tree.map(
