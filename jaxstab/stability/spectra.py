@@ -42,7 +42,7 @@ def stable_rank(row: Row, weight: Float[Array, "*L I O"], largest: Float[Array, 
 
 
 def jacobian_norm(function: Callable[[Array], Array], x: Array, key: Array, iterations: int = 30) -> Float[Array, ""]:
-    """‖∂f/∂x‖₂ at `x`, by power iteration on JᵀJ with a jvp and a vjp each.
+    """‖∂f/∂x‖₂ at `x`, by power iteration on JᵀJ with two passes of reverse mode each.
 
     Over independent parts of x, as the tokens of an MLP are, it is the largest of their norms.
 
@@ -54,7 +54,8 @@ def jacobian_norm(function: Callable[[Array], Array], x: Array, key: Array, iter
       key: of the random vector that they start from.
       iterations: how many.
     """
-    _, forward = jax.linearize(function, x)
-    backward = jax.linear_transpose(forward, x)
+    y, pullback = jax.vjp(function, x)
+    # J v is the transpose of u -> Jᵀ u: functions with gradients of their own have no forward mode.
+    _, transposed = jax.vjp(lambda u: pullback(u)[0], jnp.zeros_like(y))
     start = jax.random.normal(key, x.shape, x.dtype)
-    return largest_singular_value(forward, lambda u: backward(u)[0], start, iterations)
+    return largest_singular_value(lambda v: transposed(v)[0], lambda u: pullback(u)[0], start, iterations)
