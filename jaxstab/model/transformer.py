@@ -72,9 +72,10 @@ def _linear_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]
 
 
 def _linear_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
     # Arrays of their own: XLA would compute what leads to them, an activation or its slope, once more for a product,
     # and on a CPU in a transposing copy.
-    (x, kernel), dy = jax.lax.optimization_barrier((residuals, dy))
+    x, dy = jax.lax.optimization_barrier(x), jax.lax.optimization_barrier(dy)
     return dy @ kernel.astype(x.dtype).T, _outer_product(x, dy, kernel.dtype)
 
 

@@ -56,6 +56,6 @@ def jacobian_norm(function: Callable[[Array], Array], x: Array, key: Array, iter
     """
     y, pullback = jax.vjp(function, x)
     # J v is the transpose of u -> Jᵀ u: functions with gradients of their own have no forward mode.
-    _, transposed = jax.vjp(lambda u: pullback(u)[0], jnp.zeros_like(y))
+    transposed = jax.linear_transpose(lambda u: pullback(u)[0], y)
     start = jax.random.normal(key, x.shape, x.dtype)
     return largest_singular_value(lambda v: transposed(v)[0], lambda u: pullback(u)[0], start, iterations)
