@@ -3,13 +3,14 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help train test parity soak lint clean
+.PHONY: help train test parity soak bench lint clean
 
 help:
 	@echo "make train   train a small model on this machine: makes .venv at first, then runs configs/quickstart.py"
 	@echo "make test    lint, then the whole test suite"
 	@echo "make parity  installs PyTorch into .venv, then compares methods and whole trainings with it"
 	@echo "make soak    what make test does in small: diagnose on 2,000 random histories"
+	@echo "make bench   speed as ratios, each beside its goal: ten minutes, on a machine that does nothing else"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove .venv and every cache; runs/ stays"
 	@echo "Another Python than the first suitable one in PATH: make train PYTHON=/path/to/python"
@@ -25,6 +26,9 @@ parity: .venv/installed-parity
 
 soak: .venv/installed-dev
 	@.venv/bin/python -m tests.diagnose.fuzz 2000
+
+bench: .venv/installed-dev
+	@.venv/bin/python benchmarks/speed.py $(if $(NANODO),--nanodo=$(NANODO))
 
 lint: .venv/installed-dev
 	@.venv/bin/ruff check

@@ -1,0 +1,27 @@
+"""Every benchmark of speed runs, at toy size; how fast things are is for an idle machine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ["frameworks", "methods", "growth", "compile"])
+def test_a_benchmark_of_speed_runs_at_toy_size(name):
+    command = [sys.executable, "benchmarks/speed.py", name, "--toy"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    _, *rows = map(json.loads, run.stdout.splitlines())
+    assert rows and all(row["benchmark"] == name for row in rows)
+    timed = [row for row in rows if "ratio" in row]
+    assert all(row["ms"] > 0 and row["interval"][0] <= row["ratio"] <= row["interval"][1] for row in timed)
+    assert timed or name in ("frameworks", "compile")
+
+
+def test_an_unknown_benchmark_is_told_of_in_one_line():
+    command = [sys.executable, "benchmarks/speed.py", "fast"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2 and "no benchmark fast; there are frameworks, methods, growth, compile" in run.stderr
