@@ -132,7 +132,7 @@ def frameworks(toy: bool, checkout: str | None) -> Rows:
             "jaxstab, control": step_of(configured(**shape, **changes)),
             "jaxstab, wesar": step_of(configured(**shape, **changes, method="wesar")),
         }
-        seconds = interleaved(steps, 2 if toy else 20)
+        seconds = interleaved(steps, 2 if toy else 10)
         for own, summary in ratios(seconds, name).items():
             row = {"benchmark": "frameworks", "reference": name, "step": own, **summary}
             row["tokens per second, over the reference"] = round(1 / summary["ratio"], 3)
@@ -146,7 +146,7 @@ def methods(toy: bool) -> Rows:
             method: step_of(configured(**sizes, method=method.partition(",")[0]))
             for method in ("identity", "identity, control", *METHOD_GOALS)
         }
-        rounds = 2 if toy else 40 if name == "proxy" else 7
+        rounds = 2 if toy else 15 if name == "proxy" else 3
         for method, summary in ratios(interleaved(steps, rounds), "identity").items():
             row = {"benchmark": "methods", "shape": name, "method": method, **summary}
             goal = METHOD_GOALS.get(method)
@@ -173,7 +173,7 @@ def growth(toy: bool) -> Rows:
         for name, each in doubled(sizes).items()
     }
     steps = {name: step_of(program.setup.config, program) for name, program in programs.items()}
-    summaries = ratios(interleaved(steps, 2 if toy else 12), "base")
+    summaries = ratios(interleaved(steps, 2 if toy else 8), "base")
     flops = {name: model_flops(program.setup.config) for name, program in programs.items()}
     memory = {name: compiled(program).memory_analysis().temp_size_in_bytes for name, program in programs.items()}
     for name, summary in summaries.items():

@@ -46,7 +46,7 @@ def random_tokens(vocabulary: int, batch: int, length: int) -> np.ndarray:
 
 
 def step_of(config: Config, program: Program | None = None) -> Step:
-    """A training step of a run without its data, logging and checkpoints; compiled and taken twice."""
+    """A training step of a run without its data, logging and checkpoints; compiled and taken once."""
     program = program or build(config)
     values, state = hypers(program), program.init(0)
     tokens = jax.numpy.asarray(random_tokens(config.model.vocabulary, config.train.batch_size, config.data.length))
@@ -60,8 +60,7 @@ def step_of(config: Config, program: Program | None = None) -> Step:
 
 
 def warmed(step: Step) -> Step:
-    """`step`, taken twice."""
-    step()
+    """`step`, taken once, which compiles it."""
     step()
     return step
 

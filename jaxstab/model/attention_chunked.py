@@ -55,6 +55,8 @@ def _logits(q_BGRCK: Array, k_BGSK: Array, segments_BT: Array | None, queries: s
     mask = positions[:, None] >= jnp.arange(queries.stop)
     if segments_BT is not None:
         mask &= (segments_BT[:, queries, None] == segments_BT[:, None, : queries.stop])[:, None, None]
+    # A mask that hangs on z: a scan over layers would make one of z's shape once for all, and keep it.
+    z_BGRCS, mask = jax.lax.optimization_barrier((z_BGRCS, mask))
     return jnp.where(mask, z_BGRCS, -jnp.inf)
 
 
