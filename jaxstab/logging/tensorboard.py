@@ -185,7 +185,7 @@ def crc32c(data: bytes) -> int:
 @functools.cache
 def _remainders() -> np.ndarray:
     """What is left of each byte, uint32 [256]."""
-    table = np.arange(256, dtype=np.uint32)
+    table: np.ndarray = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = table >> 1 ^ (table & 1) * np.uint32(CRC32C)
     return table
