@@ -24,6 +24,15 @@ def test_the_standard_library_is_read_in_place():
     assert texts == read(DataConfig())
 
 
+def test_what_is_installed_is_not_walked_through_and_nothing_else_is_left_out(tmp_path):
+    for name in ("b.py", "a/test.py", "a/c.txt", "a/tests/d.py", "site-packages/e.py", "f/g/h.py", "testing/i.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    kept = {path for path in tmp_path.rglob("*.py") if not sources.NOT_SOURCES & set(path.relative_to(tmp_path).parts)}
+    assert set(sources._python_sources(tmp_path)) == kept
+    assert {path.name for path in kept} == {"b.py", "test.py", "h.py", "i.py"}
+
+
 def test_a_standard_library_without_sources(monkeypatch, tmp_path):
     monkeypatch.setattr(sources.sysconfig, "get_path", lambda _: str(tmp_path))
     with pytest.raises(UserError, match="no Python sources under"):
