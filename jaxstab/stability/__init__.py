@@ -10,7 +10,7 @@ from jaxstab.stability.norms import gates, global_norm, matrix_rms, nonfinite_fr
 from jaxstab.stability.spectra import jacobian_norm, spectral_norm, stable_rank
 from jaxstab.stability.spikes import deviations_over
 from jaxstab.stability.step_statistics import step_statistics
-from jaxstab.stability.tev import tev, tev_histogram, token_matrices, token_variability
+from jaxstab.stability.tev import tev, tev_histogram, token_variabilities, token_variability
 
 __all__ = [
     "DEVIATIONS",
@@ -35,7 +35,7 @@ __all__ = [
     "step_statistics",
     "tev",
     "tev_histogram",
-    "token_matrices",
+    "token_variabilities",
     "token_variability",
     "update_ratio",
     "weight_statistics",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from jaxstab.stability.spectra import spectral_norm, stable_rank
-from jaxstab.stability.tev import tev_histogram, token_matrices
+from jaxstab.stability.tev import tev_histogram, token_variabilities
 from jaxstab.table import Effective, Row, Table, Weights, by_role
 
 
@@ -19,7 +19,7 @@ def weight_statistics(table: Table[Effective], weights: Weights) -> dict[str, ja
       {"stability/<measurement>/<role>": value}, float32; `[L]` for stacked roles and scalar for the others, vectors for
       the histograms.
     """
-    histograms = {role: tev_histogram(matrix) for role, matrix in token_matrices(table, weights).items()}
+    histograms = {role: tev_histogram(each) for role, each in token_variabilities(table, weights).items()}
     spectra = by_role(_spectrum, table, weights)
     statistics = {
         "spectral_norm": {role: largest for role, (largest, _) in spectra.items()},

@@ -6,7 +6,7 @@ import jax
 
 from jaxstab.numerics import matrix_norm
 from jaxstab.stability.norms import gates, matrix_rms, nonfinite_fraction, update_ratio
-from jaxstab.stability.tev import tev, token_matrices
+from jaxstab.stability.tev import tev, token_variabilities
 from jaxstab.table import Effective, Gradients, Raw, RawGradients, Stored, Table, Weights, by_role, rows
 
 
@@ -66,7 +66,7 @@ def step_statistics(
         statistics["grad_rms_over_eps"] = by_role(
             lambda row, g: matrix_rms(row, g) / (eps * row.eps), stored_table, clipped_raw_gradients
         )
-    of_tokens = {role: tev(matrix) for role, matrix in token_matrices(table, weights).items()}
+    of_tokens = {role: tev(each) for role, each in token_variabilities(table, weights).items()}
     statistics["tev_mean"] = {role: mean for role, (mean, _) in of_tokens.items()}
     statistics["tev_std"] = {role: std for role, (_, std) in of_tokens.items()}
     return {f"stability/{name}/{role}": value for name, by in statistics.items() for role, value in by.items()}

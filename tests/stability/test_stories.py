@@ -91,10 +91,10 @@ def test_what_the_probe_sees_is_what_float64_gives(stories):
 def test_tev_of_the_trained_embedding(stories):
     config, weights, arrays, _ = stories
     spread = np.sqrt(((arrays["embed"] - arrays["embed"].mean(1, keepdims=True)) ** 2).mean(1))
-    for role, matrix in stability.token_matrices(read_table(config), weights).items():
-        mean, std = stability.tev(matrix)
+    for role, variability in stability.token_variabilities(read_table(config), weights).items():
+        mean, std = stability.tev(variability)
         np.testing.assert_allclose([mean, std], [spread.mean(), spread.std()], rtol=1e-5, err_msg=role)
-        counts, edges = stability.tev_histogram(matrix, bins=8)
+        counts, edges = stability.tev_histogram(variability, bins=8)
         np.testing.assert_allclose(edges, np.linspace(spread.min(), spread.max(), 9), rtol=1e-5)
         assert counts.sum() == config.vocabulary
         np.testing.assert_allclose(counts, np.histogram(spread, edges)[0], atol=1)  # one may lie on an edge
