@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -104,13 +105,18 @@ ChunkLoss = Callable[[Array, Array, Array], tuple[Array, LossSums]]  # of logits
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum_over_chunks(chunk_loss: ChunkLoss, weight: Array, hidden: Array, targets: Array, mask: Array) -> Any:
     """The loss and its sums over chunks, the leading axis of the last three. Only the loss is differentiable."""
-    weight = weight.astype(hidden.dtype)
+    weight = _operand(weight, hidden)
 
     def add(total: Any, chunk: Any) -> tuple[Any, None]:
         hidden, *rest = chunk
         return jax.tree.map(jnp.add, total, chunk_loss(output_logits(hidden, weight), *rest)), None
 
     return jax.lax.scan(add, _zero(chunk_loss, weight, hidden, targets, mask), (hidden, targets, mask))[0]
+
+
+def _operand(weight: Array, hidden: Array) -> Array:
+    """lm_head in the compute dtype, gathered once for all chunks where its width is split over devices."""
+    return nn.with_logical_constraint(weight.astype(hidden.dtype), (None, "vocab"))
 
 
 def _zero(chunk_loss: ChunkLoss, weight: Array, hidden: Array, targets: Array, mask: Array) -> Any:
@@ -121,7 +127,7 @@ def _zero(chunk_loss: ChunkLoss, weight: Array, hidden: Array, targets: Array, m
 
 def _forward(chunk_loss: ChunkLoss, weight: Array, hidden: Array, targets: Array, mask: Array) -> Any:
     """The same, and the gradients by `weight` and `hidden`."""
-    operand = weight.astype(hidden.dtype)
+    operand = _operand(weight, hidden)
 
     def add(carry: Any, chunk: Any) -> tuple[Any, Array]:
         total, d_weight = carry

@@ -24,10 +24,12 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     totals: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for name, lines in bodies.items():
         for line in lines:
-            match = re.match(rf"\s*(?:ROOT )?\S+ = (.*?) ({'|'.join(KINDS)})(?:-start)?\(", line)
+            match = re.match(rf"\s*(?:ROOT )?\S+ = (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
             if not match:
                 continue
             results = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
+            if match[2] == "all-gather" and match[3]:  # the operands, then the results
+                results = results[len(results) // 2 :]
             totals[f"{match[2]} {results[0][0]}"]["count"] += turns[name]
             for dtype, sizes in results:
                 entries = math.prod(int(size) for size in sizes.split(",") if size)

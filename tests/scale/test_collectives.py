@@ -72,11 +72,11 @@ def test_collectives_in_loops_count_as_often_as_these_turn():
 %add (a: f32[], b: f32[]) -> f32[] {
 }
 ENTRY %main (x: f32[4]) -> f32[4] {
-  %g = (bf16[2,3]{1,0}, bf16[5]{0}) all-gather-start(%x), dimensions={0}
+  %g = ((bf16[1,3]{1,0}, bf16[1]{0}), (bf16[2,3]{1,0}, bf16[2]{0})) all-gather-start(%x, %y), dimensions={0}
   %w = f32[4]{0} while(%x), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
 }
 """
     assert collectives(text) == {
-        "all-gather bf16": {"count": 1, "bytes": 2 * (6 + 5)},
+        "all-gather bf16": {"count": 1, "bytes": 2 * (6 + 2)},
         "all-reduce f32": {"count": 3, "bytes": 3 * 16},
     }
