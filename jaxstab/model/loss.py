@@ -48,6 +48,7 @@ def sums_of_logits(logits: Array, targets: Array, mask: Array) -> LossSums:
     )
 
 
+@jax.named_scope("loss")
 def chunked_loss(
     hidden_BTD: Float[Array, "B T D"],
     lm_head_DV: Float[Array, "D V"],

@@ -117,6 +117,7 @@ def reparameterize(table: Table[Effective], *methods: Method) -> Reparameterizat
             states.append(state)
         return tree, tuple(states)
 
+    @jax.named_scope("reparam")
     def effective(raw: Raw, state: State) -> tuple[Weights, State]:
         tree, states = cast(Any, raw), []
         for link, old in zip(reversed(links), reversed(state), strict=True):

@@ -10,6 +10,7 @@ from jaxstab.stability.tev import tev, token_variabilities
 from jaxstab.table import Effective, Gradients, Raw, RawGradients, Stored, Table, Weights, by_role, rows
 
 
+@jax.named_scope("measurements")
 def step_statistics(
     table: Table[Effective],
     stored_table: Table[Stored],

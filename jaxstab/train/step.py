@@ -47,8 +47,9 @@ def train_step(
     loss = sums.cross_entropy / sums.targets
     finite = jnp.isfinite(jnp.stack([loss, norm, norm_effective])).all()
     verdict = stability.judge(config.stability, state.guard, jnp.stack([loss, norm, jnp.nan]), finite)
-    updates, rule = optimizer.update.update(clipped_raw_gradients, state.optimizer, state.raw, hypers=hypers)
-    new_raw: Raw = optimizer.project(optax.apply_updates(state.raw, updates), maxima)
+    with jax.named_scope("optimizer"):
+        updates, rule = optimizer.update.update(clipped_raw_gradients, state.optimizer, state.raw, hypers=hypers)
+        new_raw: Raw = optimizer.project(optax.apply_updates(state.raw, updates), maxima)
     update_norm = stability.global_norm(setup.stored_table, updates)
     readings_Q = jnp.stack([loss, norm, update_norm])
     guard, verdict = stability.advance(config.stability, state.guard, verdict, readings_Q)
@@ -96,6 +97,7 @@ def _loss_means(setup: Setup, sums: LossSums) -> dict[str, Array]:
     }
 
 
+@jax.named_scope("optimizer")
 def _clipped_raw_gradients(
     setup: Setup,
     hypers: Hypers,
