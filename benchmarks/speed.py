@@ -38,10 +38,14 @@ from jaxstab.train.step_io import hypers
 # The shape of the comparison with other frameworks: 6.8M parameters in matrix products.
 SHAPE = dict(width=256, layers=6, heads=4, vocabulary=8192, batch=8, length=256)
 TOY = dict(width=16, layers=2, heads=2, vocabulary=64, batch=2, length=16)
+PROXY = dict(width=192, layers=16, heads=3, vocabulary=8192, batch=8, length=256)
+# A method works once per step, however many tokens there are in it; the papers' steps have half a million and more.
 METHOD_SHAPES = {
-    "proxy": dict(width=192, layers=16, heads=3, vocabulary=8192, batch=8, length=256),
-    "130m": dict(width=768, layers=12, heads=12, vocabulary=32000, batch=1, length=2048),
+    "proxy, 2,048 tokens": PROXY,
+    "proxy, 16,384 tokens": {**PROXY, "batch": 64, "accumulation": 8},
+    "130M, 2,048 tokens": dict(width=768, layers=12, heads=12, vocabulary=32000, batch=1, length=2048),
 }
+METHOD_ROUNDS = {"proxy, 2,048 tokens": 10, "proxy, 16,384 tokens": 3, "130M, 2,048 tokens": 2}
 METHOD_GOALS = {"wesar": 1.005, "residual_scaling": 1.002, "sigma_reparam": 1.02, "weight_norm": 1.02}
 Rows = Iterator[dict[str, Any]]
 
@@ -114,7 +118,7 @@ def nanodo(shape: dict[str, int], checkout: str) -> Step:
     return warmed(step)
 
 
-def frameworks(toy: bool, checkout: str | None) -> Rows:
+def frameworks(toy: bool, more: int, checkout: str | None) -> Rows:
     shape = TOY if toy else SHAPE
     like_nanodo = dict(norm="layernorm", positions="learned", mlp="gelu_tanh", tie_embeddings=True)
     references: dict[str, tuple[dict[str, Any], float, Any]] = {}
@@ -132,21 +136,21 @@ def frameworks(toy: bool, checkout: str | None) -> Rows:
             "jaxstab, control": step_of(configured(**shape, **changes)),
             "jaxstab, wesar": step_of(configured(**shape, **changes, method="wesar")),
         }
-        seconds = interleaved(steps, 2 if toy else 10)
+        seconds = interleaved(steps, 2 if toy else 8 * more)
         for own, summary in ratios(seconds, name).items():
             row = {"benchmark": "frameworks", "reference": name, "step": own, **summary}
             row["tokens per second, over the reference"] = round(1 / summary["ratio"], 3)
             yield row | ({"goal": f">= {goal}", "met": 1 / summary["ratio"] >= goal} if own == "jaxstab" else {})
 
 
-def methods(toy: bool) -> Rows:
+def methods(toy: bool, more: int) -> Rows:
     for name, shape in METHOD_SHAPES.items():
         sizes = TOY if toy else shape
         steps = {
             method: step_of(configured(**sizes, method=method.partition(",")[0]))
             for method in ("identity", "identity, control", *METHOD_GOALS)
         }
-        rounds = 2 if toy else 15 if name == "proxy" else 3
+        rounds = 2 if toy else METHOD_ROUNDS[name] * more
         for method, summary in ratios(interleaved(steps, rounds), "identity").items():
             row = {"benchmark": "methods", "shape": name, "method": method, **summary}
             goal = METHOD_GOALS.get(method)
@@ -165,7 +169,7 @@ def compiled(program: Program) -> jax.stages.Compiled:
     return program.step.lower(program.abstract_state, tokens, hypers(program)).compile()
 
 
-def growth(toy: bool) -> Rows:
+def growth(toy: bool, more: int) -> Rows:
     sizes = TOY if toy else dict(layers=4, width=256, length=256, vocabulary=8192, batch=4)
     sizes = {key: size for key, size in sizes.items() if key != "heads"}
     programs = {
@@ -173,7 +177,7 @@ def growth(toy: bool) -> Rows:
         for name, each in doubled(sizes).items()
     }
     steps = {name: step_of(program.setup.config, program) for name, program in programs.items()}
-    summaries = ratios(interleaved(steps, 2 if toy else 8), "base")
+    summaries = ratios(interleaved(steps, 2 if toy else 6 * more), "base")
     flops = {name: model_flops(program.setup.config) for name, program in programs.items()}
     memory = {name: compiled(program).memory_analysis().temp_size_in_bytes for name, program in programs.items()}
     for name, summary in summaries.items():
@@ -182,7 +186,7 @@ def growth(toy: bool) -> Rows:
         yield row | {key: round(value, 3) for key, value in grown.items()}
 
 
-def compile_times(toy: bool) -> Rows:
+def compile_times(toy: bool, more: int) -> Rows:
     jax.config.update("jax_enable_compilation_cache", False)
     for layers in (2, 4) if toy else (6, 24, 96):
         program = build(configured(**{**(TOY if toy else SHAPE), "layers": layers}))
@@ -198,6 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("benchmarks", nargs="*", metavar="benchmark", help=f"of {', '.join(BENCHMARKS)}; default all")
     parser.add_argument("--toy", action="store_true", help="tiny sizes: that it runs, not how fast")
+    parser.add_argument("--more", type=int, default=1, help="times as many rounds: narrower intervals, in more time")
     parser.add_argument("--nanodo", help="a checkout of google-deepmind/nanodo")
     options = parser.parse_args()
     if unknown := set(options.benchmarks) - set(BENCHMARKS):
@@ -205,7 +210,8 @@ def main() -> None:
     print(json.dumps({"machine": platform.processor() or platform.machine(), "jax": jax.__version__}), flush=True)
     for name in options.benchmarks or BENCHMARKS:
         benchmark = BENCHMARKS[name]
-        rows = frameworks(options.toy, options.nanodo) if benchmark is frameworks else benchmark(options.toy)
+        given = (options.nanodo,) if benchmark is frameworks else ()
+        rows = benchmark(options.toy, options.more, *given)
         for row in rows:
             print(json.dumps(row), flush=True)
 

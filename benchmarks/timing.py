@@ -27,7 +27,13 @@ Step = Callable[[], None]  # takes one training step and waits for it
 
 
 def configured(
-    batch: int, length: int, method: str = "identity", measure: str = "light", loss_chunk: int = 32, **model: Any
+    batch: int,
+    length: int,
+    method: str = "identity",
+    measure: str = "light",
+    loss_chunk: int = 32,
+    accumulation: int = 1,
+    **model: Any,
 ) -> Config:
     """The default config with a model and a batch of these sizes."""
     base = Config(reparam=ReparamConfig(method=method))
@@ -35,7 +41,7 @@ def configured(
         base,
         model=ModelConfig(**{"max_length": length, **model}),
         data=dataclasses.replace(base.data, length=length),
-        train=dataclasses.replace(base.train, batch_size=batch, loss_chunk=loss_chunk),
+        train=dataclasses.replace(base.train, batch_size=batch, loss_chunk=loss_chunk, accumulation=accumulation),
         stability=dataclasses.replace(base.stability, measure=measure),
     )
 

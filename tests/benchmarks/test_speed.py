@@ -25,3 +25,13 @@ def test_an_unknown_benchmark_is_told_of_in_one_line():
     command = [sys.executable, "benchmarks/speed.py", "fast"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 2 and "no benchmark fast; there are frameworks, methods, growth, compile" in run.stderr
+
+
+def test_a_profile_adds_up_and_knows_its_parts(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import parts
+
+    sizes = dict(width=16, layers=2, heads=2, vocabulary=64, batch=2, length=16)
+    measured = parts.profile(sizes, steps=2, method="wesar")
+    assert set(measured) == set(parts.PARTS) and all(ms > 0 for ms in measured.values())
+    assert parts.part_of("jit(traced)/jvp(layers.attention_branch)/self_attn/q_proj/dot_general").endswith("products")

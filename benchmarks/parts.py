@@ -1,4 +1,4 @@
-"""Where a step's time goes, by part: python benchmarks/profile.py [--method=wesar] [--remat=none] > profile.json
+"""Where a step's time goes, by part: python benchmarks/parts.py [--method=wesar] [--remat=none] > parts.json
 
 One core is enough, and makes the parts add up: `taskset -c 0`. Times are those that XLA's CPU backend reports for its
 operations, each counted where the operation that it ends with stands in the code (`jax.named_scope`, Flax's modules).
