@@ -2,15 +2,17 @@
 
     python benchmarks/ahead.py tpu   # needs `pip install -e .[tpu]`: one v5e, four v5p, four v6e; about ten minutes
     python benchmarks/ahead.py cuda  # needs `pip install -e .[cuda]`: one H100, eight H100; about two minutes
+    python benchmarks/ahead.py 1.3b  # as `tpu`: peak memory at 1.3B on one v5p, over the sum that must be there
 
-The model is the paper's at 130M, in bfloat16, on sequences of 2,048 tokens, 8 per chip, split by FSDP, with WeSaR; once
-with XLA's attention, once in chunks, once with the fused kernel of the platform. Prints one JSON object per line. The
-figures are in docs/results/speed.md.
+For the first two the model is the paper's at 130M, in bfloat16, on sequences of 2,048 tokens, 8 per chip, split by
+FSDP, with WeSaR; once with XLA's attention, once in chunks, once with the fused kernel of the platform. Prints one JSON
+object per line. The figures are in docs/results/speed.md.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import os
 import re
@@ -24,8 +26,10 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from jaxstab import scale
+from jaxstab.model.transformer import read_table
 from jaxstab.optimize import Hypers
 from jaxstab.scale.collectives import collectives
+from jaxstab.table import count
 from jaxstab.train.config import Config, default_config, resolve
 from jaxstab.train.program import build
 
@@ -70,6 +74,30 @@ def configured(attention: str, chips: int, **model: Any) -> Config:
     values.reparam.method = "wesar"
     values.mesh.fsdp = chips
     return resolve(values)
+
+
+def required(config: Config, parameters: int) -> int:
+    """Bytes that a step needs whatever the program: parameters, moments and gradients in float32, a copy in bf16, what
+    goes from layer to layer, and one block's activations (norms' outputs, q, k, v, attention's output, the shortcut
+    between the branches, the MLP before and after its activation), in bf16.
+    """
+    model, tokens = config.model, config.train.batch_size * config.data.length
+    block = 4 * model.width + 3 * model.heads * model.head_dim + 2 * (model.mlp_width or 4 * model.width)
+    return (4 + 8 + 4 + 2) * parameters + 2 * tokens * (model.layers * model.width + block)
+
+
+def peaks() -> None:
+    """Peak memory over `required` at 1.3B, 8 sequences of 2,048 tokens, on one v5p."""
+    fused, _, options = TARGETS["tpu"]["v5p-4"]
+    devices = list(topologies.get_topology_desc(platform="tpu", **options).devices)
+    for method in ("identity", "wesar", "sigma_reparam", "weight_norm"):
+        config = configured(fused, 1, width=2048, layers=24, heads=16)
+        config = dataclasses.replace(config, reparam=dataclasses.replace(config.reparam, method=method))
+        memory = compiled(config, devices).memory_analysis()
+        parameters = count(read_table(config.model))
+        peak, least = memory.argument_size_in_bytes + memory.temp_size_in_bytes, required(config, parameters)
+        row = {"method": method, "parameters": parameters, "peak_GiB": peak / GIB, "required_GiB": least / GIB}
+        print(json.dumps(row | {"ratio": round(peak / least, 3)}), flush=True)
 
 
 def compiled(config: Config, devices: list[Any], end: int | None = None) -> jax.stages.Compiled:
@@ -131,6 +159,6 @@ def main(platform: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in (["tpu"], ["cuda"]):
-        sys.exit("python benchmarks/ahead.py tpu|cuda")
-    main(sys.argv[1])
+    if sys.argv[1:] not in (["tpu"], ["cuda"], ["1.3b"]):
+        sys.exit("python benchmarks/ahead.py tpu|cuda|1.3b")
+    peaks() if sys.argv[1] == "1.3b" else main(sys.argv[1])

@@ -17,6 +17,7 @@ import importlib.util
 import json
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,6 +208,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.benchmarks) - set(BENCHMARKS):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    # What is taken twice, as a control is, is compiled once.
+    jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="jaxstab-speed-"))
     print(json.dumps({"machine": platform.processor() or platform.machine(), "jax": jax.__version__}), flush=True)
     for name in options.benchmarks or BENCHMARKS:
         benchmark = BENCHMARKS[name]
