@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -24,6 +24,7 @@ COMMANDS = {
     "diagnose": "says what happened to the run in --workdir, and where it began; writes report/diagnose.html there; "
     "with --replay=<step>, an incident's, it takes those steps again, with everything measured",
     "tev": "prints the token embedding variability of workdirs, checkpoints and safetensors files: tev FILE...",
+    "compare": "runs a grid of --methods, --learning_rates and --seeds on a config, and reports what they came to",
     "data tokenizer": "trains a byte-pair tokenizer of --vocabulary pieces on the config's source, into --out",
     "data prepare": "writes the config's source as a TFDS data set --name below --out",
 }
@@ -58,6 +59,7 @@ def parse(argv: Sequence[str]) -> tuple[str, list[str], flags.FlagValues]:
     """Splits the command line into a command, the files that it is about, and flags; raises UserError at the rest."""
     argv = _overrides_checked(argv)
     values = flags.FlagValues()
+    own: Any = {"flag_values": values}
     config_flags.DEFINE_config_file(
         "config", None, "Path of a config file.", flag_values=values, lock_config=True, sys_argv=argv
     )
@@ -68,6 +70,11 @@ def parse(argv: Sequence[str]) -> tuple[str, list[str], flags.FlagValues]:
     flags.DEFINE_string("out", None, "What data commands write, and tev draws.", flag_values=values)
     flags.DEFINE_string("name", "corpus", "Name of the data set that `data prepare` writes.", flag_values=values)
     flags.DEFINE_integer("vocabulary", 8192, "Pieces of the tokenizer.", flag_values=values)
+    flags.DEFINE_list("methods", [], "What compare compares, the baseline first: names of configs/methods.py.", **own)
+    flags.DEFINE_list("learning_rates", [], "The peak rates that compare tries; by default the config's.", **own)
+    flags.DEFINE_list("seeds", [], "The seeds of compare's runs; by default the config's.", **own)
+    flags.DEFINE_multi_string("vary", [], "One more axis of compare's grid: --vary=key=value,value.", **own)
+    flags.DEFINE_string("cells", "0/1", "The share of compare's runs that this machine takes: --cells=i/n.", **own)
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.", flag_values=values)
     if {"-h", "--help", "--helpfull"} & set(argv):
         print(_help(values))
@@ -185,12 +192,27 @@ def run(command: str, files: Sequence[str], values: flags.FlagValues, overridden
             tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)
             config = config.with_vocabulary(tokenizer.vocabulary)
         show(config)
+    elif command == "compare":
+        _compare(config, values)
     elif command == "data tokenizer":
         data.train_tokenizer(config.data, values.vocabulary, _required(values, "out", "tokenizer.json"))
     elif command == "data prepare":
         data.prepare_tfds(config.data, _required(values, "out", "data"), values.name)
     else:
         train(config, Path(_required(values, "workdir", "runs/first")))
+
+
+def _compare(config: Config, values: flags.FlagValues) -> None:
+    from configs.methods import METHODS
+    from jaxstab.compare import compare, read_grid
+
+    if not values.methods:
+        raise ConfigError("--methods is missing: for instance --methods=small,wesar")
+    share = re.fullmatch(r"(\d+)/(\d+)", values.cells)
+    if share is None or not int(share[1]) < int(share[2]):
+        raise ConfigError(f"--cells={values.cells} must be i/n with i from 0 to n-1: for instance --cells=0/4")
+    grid = read_grid(config, METHODS, values.methods, values.learning_rates, values.seeds, values.vary)
+    compare(grid, Path(_required(values, "workdir", "runs/comparison")), (int(share[1]), int(share[2])))
 
 
 def _required(values: flags.FlagValues, name: str, example: str) -> str:

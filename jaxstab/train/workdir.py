@@ -18,6 +18,10 @@ from jaxstab.train.config import Config, training_keys
 CONFIG = "config.json"
 
 
+class BusyError(UserError):
+    """Another run is at work in a workdir."""
+
+
 def make(workdir: Path) -> None:
     """Makes a workdir where it is missing; raises UserError where it can't be written."""
     try:
@@ -30,12 +34,12 @@ def make(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def alone(workdir: Path) -> Iterator[None]:
-    """Keeps a second run out of a workdir as long as this one is at work there; raises UserError where one is."""
+    """Keeps a second run out of a workdir as long as this one is at work there; raises BusyError where one is."""
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        raise UserError(f"another run is at work in {workdir}; wait for it, or take another workdir") from error
+        raise BusyError(f"another run is at work in {workdir}; wait for it, or take another workdir") from error
     try:
         yield
     finally:

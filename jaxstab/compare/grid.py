@@ -1,0 +1,153 @@
+"""The grid of a comparison: methods, learning rates, seeds and whatever else is varied."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxstab.config import ConfigError, flatten, from_flat, unknown
+from jaxstab.train.config import Config, check
+
+Overrides = Mapping[str, Any]  # {key of the config: value}
+SEEDS = ("train.seed", "data.seed")  # those that a cell's seed sets: one seed, one draw of weights and order of batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a comparison.
+
+    Attributes:
+      method, learning_rate, seed: where it stands in the grid.
+      varied: the other keys and their values, as they were given.
+      config: of the run.
+    """
+
+    method: str
+    learning_rate: float
+    seed: int
+    varied: tuple[tuple[str, str], ...]
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        parts = [self.method, f"{self.learning_rate:g}", f"seed{self.seed}", *(f"{k}={v}" for k, v in self.varied)]
+        return "-".join(parts).replace("/", "_")
+
+    @property
+    def variant(self) -> str:
+        """What is compared: the method, with what else is varied."""
+        return ", ".join([self.method, *(f"{key}={value}" for key, value in self.varied)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The cells of a comparison; the first method is the baseline."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def baseline(self) -> str:
+        return self.cells[0].variant
+
+    @property
+    def variants(self) -> list[str]:
+        """What is compared, in the order that it was given in."""
+        return list(dict.fromkeys(cell.variant for cell in self.cells))
+
+    def share(self, number: int, of: int) -> list[Cell]:
+        """The cells of one machine among `of`, numbered from 0; together they have each once."""
+        return list(self.cells[number::of])
+
+
+def read_grid(
+    config: Config,
+    known: Mapping[str, Overrides],
+    methods: Sequence[str],
+    learning_rates: Sequence[str],
+    seeds: Sequence[str],
+    vary: Sequence[str] = (),
+) -> Grid:
+    """The grid that a command line asks for.
+
+    Args:
+      config: what all cells share.
+      known: overrides of every method that has a name.
+      methods: names among them, the baseline first.
+      learning_rates: peak rates; none for the config's.
+      seeds: integers; none for the config's.
+      vary: "key=value,value,...", each an axis of the grid.
+
+    Raises:
+      ConfigError: a name, key or value that can't be used, or a combination that no run can have.
+    """
+    for name in methods:
+        if name not in known:
+            raise ConfigError(unknown(f"method {name!r} in --methods", name, known))
+    rates = [_number("learning_rates", text, float) for text in learning_rates] or [config.optimizer.learning_rate]
+    numbers = [_number("seeds", text, int) for text in seeds] or [config.train.seed]
+    axes = [_axis(axis) for axis in vary]
+    cells = [
+        _cell(config, method, known[method], rate, seed, varied)
+        for method in methods
+        for varied in itertools.product(*axes)
+        for rate in rates
+        for seed in numbers
+    ]
+    names = [cell.name for cell in cells]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f"the grid has {twice} twice; name every method, rate, seed and value once")
+    return Grid(tuple(cells))
+
+
+def _number(flag: str, text: str, kind: type) -> Any:
+    try:
+        number = kind(text)
+    except ValueError as error:
+        raise ConfigError(f"--{flag} takes numbers with commas between them, not {text!r}") from error
+    if not math.isfinite(number):
+        raise ConfigError(f"--{flag} takes finite numbers, not {text!r}")
+    return number
+
+
+def _axis(axis: str) -> list[tuple[str, str]]:
+    key, _, values = axis.partition("=")
+    if not values:
+        raise ConfigError(f"--vary={axis} lacks its values: for instance --vary=optimizer.weight_decay=0.01,0.1")
+    return [(key, value) for value in values.split(",")]
+
+
+def _cell(
+    config: Config, method: str, overrides: Overrides, rate: float, seed: int, varied: tuple[tuple[str, str], ...]
+) -> Cell:
+    flat = flatten(config)
+    values = {
+        **overrides,
+        "optimizer.learning_rate": rate,
+        **dict.fromkeys(SEEDS, seed),
+        **{key: _typed(flat, key, text) for key, text in varied},
+    }
+    for key in values:
+        if key not in flat:
+            raise ConfigError(unknown(f"config key {key} of {method}", key, flat))
+    try:
+        resolved = from_flat(Config, flat | values)
+        check(resolved)
+    except ConfigError as error:
+        raise ConfigError(f"{method} can't be run with this config: {error}") from error
+    return Cell(method, rate, seed, varied, resolved)
+
+
+def _typed(flat: Mapping[str, Any], key: str, text: str) -> Any:
+    """A value given as text: a string where the key has one, and else what Python reads in it."""
+    if isinstance(flat.get(key), str):
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise ConfigError(f"--vary={key}={text} is no value of that key") from error

@@ -1,0 +1,69 @@
+"""What a few runs say: intervals, paired differences, and how much a method minds its learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+DRAWS = 10_000
+
+
+class Estimate(NamedTuple):
+    """A mean with its 95% interval by resampling, NaN where there is one value, of `n` values."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+class Paired(NamedTuple):
+    """A mean difference over pairs with its interval, and how often signs drawn at random give one as large."""
+
+    difference: Estimate
+    p: float
+
+
+def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
+    """The mean of some values; a percentile bootstrap, whose draws are the same whenever it is asked."""
+    array = np.asarray(values, np.float64)
+    if len(array) < 2 or np.ptp(array) == 0:
+        mean = float(array.mean()) if len(array) else np.nan
+        end = mean if len(array) > 1 else np.nan
+        return Estimate(mean, end, end, len(array))
+    result = scipy.stats.bootstrap(
+        (array,), np.mean, n_resamples=DRAWS, method="percentile", rng=np.random.default_rng(0)
+    )
+    low, high = result.confidence_interval
+    return Estimate(float(array.mean()), float(low), float(high), len(array))
+
+
+def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired:
+    """The difference to a baseline over the seeds that both have; p by permutation, two-sided.
+
+    Args:
+      values, baseline: {seed: loss}. A seed stands for the same batches and the same draw.
+    """
+    seeds = sorted(set(values) & set(baseline))
+    differences = np.array([values[seed] - baseline[seed] for seed in seeds])
+    if len(seeds) < 2:
+        return Paired(estimate(differences), np.nan)
+    result = scipy.stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=DRAWS, rng=np.random.default_rng(0)
+    )
+    return Paired(estimate(differences), float(result.pvalue))
+
+
+def sensitivity(losses: Mapping[float, float], initial: float) -> float:
+    """E_η[min(ℓ(η), ℓ₀) - ℓ*]: what a learning rate that is off costs (Wortsman et al. 2023, section 2.2).
+
+    Args:
+      losses: {rate: final loss}; a run that diverged has NaN or infinity, and counts as ℓ₀.
+      initial: ℓ₀, the loss before the first step.
+    """
+    values = np.array([losses[rate] for rate in sorted(losses)], np.float64)
+    capped = np.minimum(np.where(np.isfinite(values), values, initial), initial)
+    return float(np.mean(capped - capped.min()))

@@ -1,0 +1,58 @@
+"""A grid is what was asked for, or one line that says what is wrong with it."""
+
+import pytest
+
+from configs.methods import METHODS
+from jaxstab.compare import read_grid
+from jaxstab.config import ConfigError, flatten
+from jaxstab.train.config import Config
+
+CONFIG = Config()
+
+
+def test_every_combination_is_there_once_and_has_its_keys():
+    grid = read_grid(
+        CONFIG, METHODS, ["small", "wesar"], ["1e-3", "0.01"], ["1", "2"], ["optimizer.weight_decay=0,0.1"]
+    )
+    assert len(grid.cells) == 2**4 and len({cell.name for cell in grid.cells}) == 16
+    assert grid.baseline == "small, optimizer.weight_decay=0" and len(grid.variants) == 4
+    cell = next(cell for cell in grid.cells if cell.name == "wesar-0.01-seed2-optimizer.weight_decay=0.1")
+    flat = flatten(cell.config)
+    assert flat["reparam.method"] == "wesar" and flat["init.method"] == "he"
+    assert (flat["optimizer.learning_rate"], flat["optimizer.weight_decay"]) == (0.01, 0.1)
+    assert flat["train.seed"] == flat["data.seed"] == 2
+
+
+def test_machines_share_the_cells_without_overlap():
+    grid = read_grid(CONFIG, METHODS, ["small", "he", "wesar"], ["1e-3", "3e-3"], ["1", "2"])
+    shares = [cell.name for number in range(5) for cell in grid.share(number, 5)]
+    assert sorted(shares) == sorted(cell.name for cell in grid.cells)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_named_method_can_be_run(name):
+    (cell,) = read_grid(CONFIG, METHODS, [name], [], []).cells
+    assert {key: value for key, value in METHODS[name].items() if flatten(cell.config)[key] != value} == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ((["wesr"], [], [], []), "unknown method 'wesr' in --methods; did you mean wesar?"),
+        ((["wesar"], ["fast"], [], []), "--learning_rates takes numbers with commas between them, not 'fast'"),
+        ((["wesar"], ["nan"], [], []), "--learning_rates takes finite numbers, not 'nan'"),
+        ((["wesar"], ["-1"], [], []), "wesar can't be run with this config: optimizer.learning_rate"),
+        ((["wesar"], [], ["1", "1"], []), "the grid has wesar-0.001-seed1 twice"),
+        ((["wesar"], [], [], ["optimizer.weight_decay"]), "--vary=optimizer.weight_decay lacks its values"),
+        (
+            (["wesar"], [], [], ["optimizer.weight_decy=1"]),
+            "unknown config key optimizer.weight_decy of wesar; did you",
+        ),
+        ((["wesar"], [], [], ["train.steps=f(1)"]), "--vary=train.steps=f(1) is no value of that key"),
+    ],
+)
+def test_what_is_wrong_is_one_line(given, told):
+    methods, rates, seeds, vary = given
+    with pytest.raises(ConfigError) as error:
+        read_grid(CONFIG, METHODS, methods, rates, seeds, vary)
+    assert told in str(error.value) and "\n" not in str(error.value)

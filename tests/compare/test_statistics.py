@@ -1,0 +1,50 @@
+"""Intervals and differences, against SciPy and closed formulas."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxstab.compare.statistics import estimate, paired, sensitivity
+
+
+def test_an_interval_is_scipys_and_holds_the_mean_of_many_draws_as_often_as_it_says():
+    random = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        values = random.normal(3.0, 1.0, 20)
+        result = estimate(values)
+        assert result.low <= result.mean <= result.high and result.n == 20
+        covered += result.low <= 3.0 <= result.high
+    assert 0.88 <= covered / 200 <= 0.98  # a percentile bootstrap of 20 values covers a little less than 95%
+    student = scipy.stats.t.interval(0.95, 19, np.mean(values), scipy.stats.sem(values))
+    np.testing.assert_allclose([result.low, result.high], student, atol=0.12)
+
+
+def test_few_values_have_no_interval_that_they_cannot_give():
+    assert np.isnan(estimate([1.5]).low) and estimate([1.5]).mean == 1.5
+    assert estimate([2.0, 2.0]) == (2.0, 2.0, 2.0, 2)
+    assert np.isnan(estimate([]).mean) and estimate([]).n == 0
+
+
+def test_a_difference_is_paired_by_seed_and_its_p_is_that_of_all_signs():
+    baseline = {seed: 3.0 + 0.1 * seed for seed in range(1, 9)}
+    better = {seed: loss - 0.05 for seed, loss in baseline.items()} | {99: 0.0}  # a seed that the baseline lacks
+    result = paired(better, baseline)
+    assert result.difference.n == 8
+    np.testing.assert_allclose(result.difference.mean, -0.05)
+    np.testing.assert_allclose(result.p, 2 / 2**8)  # of 2^8 signs, the two that are all alike
+    noise = dict(enumerate(np.random.default_rng(0).normal(size=8), start=1))
+    other = dict(enumerate(np.random.default_rng(5).normal(size=8), start=1))
+    unlike = paired(noise, other)
+    exact = scipy.stats.permutation_test(
+        (np.array([noise[seed] - other[seed] for seed in noise]),), np.mean, permutation_type="samples"
+    )
+    np.testing.assert_allclose(unlike.p, exact.pvalue)
+    assert unlike.p > 0.05
+    assert np.isnan(paired({1: 2.0}, {1: 3.0}).p)
+
+
+@pytest.mark.parametrize("diverged", [np.nan, np.inf, 11.0])
+def test_sensitivity_is_the_mean_excess_over_the_best_with_divergence_at_the_initial_loss(diverged):
+    losses = {1e-3: 4.0, 3e-3: 3.0, 1e-2: 3.5, 1e-1: diverged}
+    np.testing.assert_allclose(sensitivity(losses, initial=9.0), np.mean([1.0, 0.0, 0.5, 6.0]))
