@@ -71,7 +71,7 @@ def run_cell(workdir: Path, cell: Cell) -> Row | None:
 
 
 def summary(cell: Cell, lines: Iterable[dict[str, Any]], stopped: str = "") -> Row:
-    """What a run came to, from the lines of its metrics.
+    """What a run came to, from the lines of its metrics; numbers that aren't finite are left out.
 
     Args:
       cell: of the grid.
@@ -84,10 +84,10 @@ def summary(cell: Cell, lines: Iterable[dict[str, Any]], stopped: str = "") -> R
     tail = max(1, round(TAIL * len(losses)))
     means = np.convolve(losses, np.full(tail, 1 / tail), "valid")
     final = float(means[-1])
-    diverged = bool(stopped) or not np.isfinite(final) or final > np.nanmin(means) + DIVERGED
+    diverged = bool(stopped or not np.isfinite(final) or final > np.nanmin(means) + DIVERGED)
     judged = {name: value for line in lines for name, value in line.items() if name.startswith("eval/")}
     last = {name: float(np.median([line[name] for line in training[-tail:] if name in line])) for name in KEPT}
-    return {
+    row = {
         "cell": cell.name,
         "variant": cell.variant,
         "method": cell.method,
@@ -104,3 +104,4 @@ def summary(cell: Cell, lines: Iterable[dict[str, Any]], stopped: str = "") -> R
         "nonfinite": nonfinite(losses),
         **{name.removeprefix("train/"): value for name, value in last.items()},
     }
+    return {name: value for name, value in row.items() if not isinstance(value, float) or np.isfinite(value)}
