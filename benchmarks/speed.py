@@ -46,7 +46,7 @@ METHOD_SHAPES = {
     "proxy, 16,384 tokens": {**PROXY, "batch": 64, "accumulation": 8},
     "130M, 2,048 tokens": dict(width=768, layers=12, heads=12, vocabulary=32000, batch=1, length=2048),
 }
-METHOD_ROUNDS = {"proxy, 2,048 tokens": 10, "proxy, 16,384 tokens": 3, "130M, 2,048 tokens": 2}
+METHOD_ROUNDS = {"proxy, 2,048 tokens": 8, "proxy, 16,384 tokens": 3, "130M, 2,048 tokens": 2}
 METHOD_GOALS = {"wesar": 1.005, "residual_scaling": 1.002, "sigma_reparam": 1.02, "weight_norm": 1.02}
 Rows = Iterator[dict[str, Any]]
 
@@ -137,7 +137,7 @@ def frameworks(toy: bool, more: int, checkout: str | None) -> Rows:
             "jaxstab, control": step_of(configured(**shape, **changes)),
             "jaxstab, wesar": step_of(configured(**shape, **changes, method="wesar")),
         }
-        seconds = interleaved(steps, 2 if toy else 8 * more)
+        seconds = interleaved(steps, 2 if toy else 6 * more)
         for own, summary in ratios(seconds, name).items():
             row = {"benchmark": "frameworks", "reference": name, "step": own, **summary}
             row["tokens per second, over the reference"] = round(1 / summary["ratio"], 3)
