@@ -113,12 +113,12 @@ def cpu_ms_a_step(layers: int, steps: int) -> dict[str, float]:
     width = {"model.width": 32, "model.heads": 2, "model.max_length": 32, "train.loss_chunk": 32, "data.length": 32}
     sizes = {"model.layers": layers, "train.batch_size": 4, "train.steps": steps, "stability.incidents": 0}
     times = run(quickstart.get_config(), **width, **sizes)
-    found = {name: 1e3 * statistics.mean(cpu for _, cpu in calls[FIRST:-1] or calls) for name, calls in times.items()}
+    means = {name: 1e3 * statistics.mean(cpu for _, cpu in calls[FIRST:-1] or calls) for name, calls in times.items()}
     whole = {"dispatch": ("hypers",), "report": ("unpack", "log", "remember"), "batch": (), "clock": (), "data": ()}
     parts = {}
     for name, within in whole.items():
-        parts |= {part: found[part] for part in within}
-        parts[name if not within else f"rest of {name}"] = found[name] - sum(found[part] for part in within)
+        parts |= {part: means[part] for part in within}
+        parts[name if not within else f"rest of {name}"] = means[name] - sum(means[part] for part in within)
     return {name: round(ms, 3) for name, ms in parts.items()} | {"total": round(sum(parts.values()), 3)}
 
 
@@ -141,7 +141,7 @@ def shares(steps: int) -> dict[str, float]:
 
 def first_step_s(processes: int, *overrides: str) -> list[float]:
     """Seconds to the first step of quickstart.py, each in a new process; one before them fills the caches."""
-    found = []
+    seconds = []
     with tempfile.TemporaryDirectory() as aside:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{aside}/programs"}
         for number in range(processes + 1):
@@ -150,9 +150,9 @@ def first_step_s(processes: int, *overrides: str) -> list[float]:
             command = [sys.executable, "main.py", *options]
             with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
                 next(line for line in process.stdout or () if line.startswith("step 1/"))
-                found.append(round(time.perf_counter() - start, 2))
+                seconds.append(round(time.perf_counter() - start, 2))
                 process.kill()
-    return found[1:]
+    return seconds[1:]
 
 
 def main() -> None:

@@ -21,12 +21,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax
-from timing import configured, random_tokens
+from timing import SHAPE, compiled, configured, random_tokens
 
 from jaxstab.train.program import build
 from jaxstab.train.step_io import hypers
 
-SHAPE = dict(width=256, layers=6, heads=4, vocabulary=8192, batch=8, length=256)
 # The first pattern that an operation's name has; loops and calls are those around others, whose time they include.
 PARTS = {
     "linear layers, products": r"_proj.*dot_general",
@@ -68,15 +67,15 @@ def profile(sizes: dict[str, int], steps: int, **changes: Any) -> dict[str, floa
     program = build(config)
     values, state = hypers(program), program.init(0)
     tokens = jax.numpy.asarray(random_tokens(config.model.vocabulary, config.train.batch_size, config.data.length))
-    compiled = program.step.lower(state, tokens, values).compile()
-    state, _ = jax.block_until_ready(compiled(state, tokens, values))
+    step = compiled(program)
+    state, _ = jax.block_until_ready(step(state, tokens, values))
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(steps):
-                state, measured = compiled(state, tokens, values)
+                state, measured = step(state, tokens, values)
             jax.block_until_ready((state, measured))
         traced = events(folder)
-    names, parts = operations(compiled.as_text()), collections.Counter[str]()
+    names, parts = operations(step.as_text()), collections.Counter[str]()
     for event in traced:
         operation = event["args"]["hlo_op"]
         if not operation.startswith(("while", "call", "conditional")):

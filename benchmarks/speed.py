@@ -28,16 +28,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import jax.numpy as jnp
 import optax
-from timing import Step, configured, doubled, interleaved, random_tokens, ratios, step_of, warmed
+from timing import SHAPE, Step, compiled, configured, doubled, interleaved, random_tokens, ratios, step_of, warmed
 
 from jaxstab.model.flops import flops_per_token
 from jaxstab.model.transformer import read_table
 from jaxstab.train.config import Config
-from jaxstab.train.program import Program, build
-from jaxstab.train.step_io import hypers
+from jaxstab.train.program import build
 
-# The shape of the comparison with other frameworks: 6.8M parameters in matrix products.
-SHAPE = dict(width=256, layers=6, heads=4, vocabulary=8192, batch=8, length=256)
 TOY = dict(width=16, layers=2, heads=2, vocabulary=64, batch=2, length=16)
 PROXY = dict(width=192, layers=16, heads=3, vocabulary=8192, batch=8, length=256)
 # A method works once per step, however many tokens there are in it; the papers' steps have half a million and more.
@@ -119,15 +116,15 @@ def nanodo(shape: dict[str, int], checkout: str) -> Step:
     return warmed(step)
 
 
-def frameworks(toy: bool, more: int, checkout: str | None) -> Rows:
-    shape = TOY if toy else SHAPE
+def frameworks(options: argparse.Namespace) -> Rows:
+    shape = TOY if options.toy else SHAPE
     like_nanodo = dict(norm="layernorm", positions="learned", mlp="gelu_tanh", tie_embeddings=True)
     references: dict[str, tuple[dict[str, Any], float, Any]] = {}
     if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
         references["PyTorch, eager"] = {}, 1.0, lambda: arcee(shape, False)
         references["PyTorch, torch.compile"] = {}, 1.0, lambda: arcee(shape, True)
-    if checkout:
-        references["nanodo"] = like_nanodo, 1.5, lambda: nanodo(shape, checkout)
+    if options.nanodo:
+        references["nanodo"] = like_nanodo, 1.5, lambda: nanodo(shape, options.nanodo)
     if not references:
         yield {"benchmark": "frameworks", "skipped": "neither PyTorch with transformers nor --nanodo is here"}
     for name, (changes, goal, reference) in references.items():
@@ -137,21 +134,21 @@ def frameworks(toy: bool, more: int, checkout: str | None) -> Rows:
             "jaxstab, control": step_of(configured(**shape, **changes)),
             "jaxstab, wesar": step_of(configured(**shape, **changes, method="wesar")),
         }
-        seconds = interleaved(steps, 2 if toy else 6 * more)
+        seconds = interleaved(steps, 2 if options.toy else 6 * options.more)
         for own, summary in ratios(seconds, name).items():
             row = {"benchmark": "frameworks", "reference": name, "step": own, **summary}
             row["tokens per second, over the reference"] = round(1 / summary["ratio"], 3)
             yield row | ({"goal": f">= {goal}", "met": 1 / summary["ratio"] >= goal} if own == "jaxstab" else {})
 
 
-def methods(toy: bool, more: int) -> Rows:
+def methods(options: argparse.Namespace) -> Rows:
     for name, shape in METHOD_SHAPES.items():
-        sizes = TOY if toy else shape
+        sizes = TOY if options.toy else shape
         steps = {
             method: step_of(configured(**sizes, method=method.partition(",")[0]))
             for method in ("identity", "identity, control", *METHOD_GOALS)
         }
-        rounds = 2 if toy else METHOD_ROUNDS[name] * more
+        rounds = 2 if options.toy else METHOD_ROUNDS[name] * options.more
         for method, summary in ratios(interleaved(steps, rounds), "identity").items():
             row = {"benchmark": "methods", "shape": name, "method": method, **summary}
             goal = METHOD_GOALS.get(method)
@@ -164,21 +161,15 @@ def model_flops(config: Config) -> int:
     return per_token * config.train.batch_size * config.data.length
 
 
-def compiled(program: Program) -> jax.stages.Compiled:
-    config = program.setup.config
-    tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.length + 1), jnp.int32)
-    return program.step.lower(program.abstract_state, tokens, hypers(program)).compile()
-
-
-def growth(toy: bool, more: int) -> Rows:
-    sizes = TOY if toy else dict(layers=4, width=256, length=256, vocabulary=8192, batch=4)
+def growth(options: argparse.Namespace) -> Rows:
+    sizes = TOY if options.toy else dict(layers=4, width=256, length=256, vocabulary=8192, batch=4)
     sizes = {key: size for key, size in sizes.items() if key != "heads"}
     programs = {
-        name: build(configured(heads=each["width"] // (8 if toy else 64), **each))
+        name: build(configured(heads=each["width"] // (8 if options.toy else 64), **each))
         for name, each in doubled(sizes).items()
     }
     steps = {name: step_of(program.setup.config, program) for name, program in programs.items()}
-    summaries = ratios(interleaved(steps, 2 if toy else 6 * more), "base")
+    summaries = ratios(interleaved(steps, 2 if options.toy else 6 * options.more), "base")
     flops = {name: model_flops(program.setup.config) for name, program in programs.items()}
     memory = {name: compiled(program).memory_analysis().temp_size_in_bytes for name, program in programs.items()}
     for name, summary in summaries.items():
@@ -187,10 +178,10 @@ def growth(toy: bool, more: int) -> Rows:
         yield row | {key: round(value, 3) for key, value in grown.items()}
 
 
-def compile_times(toy: bool, more: int) -> Rows:
+def compile_times(options: argparse.Namespace) -> Rows:
     jax.config.update("jax_enable_compilation_cache", False)
-    for layers in (2, 4) if toy else (6, 24, 96):
-        program = build(configured(**{**(TOY if toy else SHAPE), "layers": layers}))
+    for layers in (2, 4) if options.toy else (6, 24, 96):
+        program = build(configured(**{**(TOY if options.toy else SHAPE), "layers": layers}))
         start = time.perf_counter()
         compiled(program)
         yield {"benchmark": "compile", "layers": layers, "seconds": round(time.perf_counter() - start, 2)}
@@ -208,15 +199,12 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.benchmarks) - set(BENCHMARKS):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
-    # What is taken twice, as a control is, is compiled once.
-    jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="jaxstab-speed-"))
     print(json.dumps({"machine": platform.processor() or platform.machine(), "jax": jax.__version__}), flush=True)
-    for name in options.benchmarks or BENCHMARKS:
-        benchmark = BENCHMARKS[name]
-        given = (options.nanodo,) if benchmark is frameworks else ()
-        rows = benchmark(options.toy, options.more, *given)
-        for row in rows:
-            print(json.dumps(row), flush=True)
+    with tempfile.TemporaryDirectory() as programs:  # what is taken twice, as a control is, is compiled once
+        jax.config.update("jax_compilation_cache_dir", programs)
+        for name in options.benchmarks or BENCHMARKS:
+            for row in BENCHMARKS[name](options):
+                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from jaxstab.train.config import Config
 from jaxstab.train.program import Program, build
 from jaxstab.train.step_io import hypers
 
+# The shape of the comparison with other frameworks: 6.8M parameters in matrix products.
+SHAPE = dict(width=256, layers=6, heads=4, vocabulary=8192, batch=8, length=256)
 Step = Callable[[], None]  # takes one training step and waits for it
 
 
@@ -49,6 +51,13 @@ def configured(
 def random_tokens(vocabulary: int, batch: int, length: int) -> np.ndarray:
     """Tokens `[batch, length + 1]`, int32."""
     return np.random.default_rng(0).integers(0, vocabulary, (batch, length + 1)).astype(np.int32)
+
+
+def compiled(program: Program) -> jax.stages.Compiled:
+    """A program's training step."""
+    config = program.setup.config
+    tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.length + 1), jax.numpy.int32)
+    return program.step.lower(program.abstract_state, tokens, hypers(program)).compile()
 
 
 def step_of(config: Config, program: Program | None = None) -> Step:

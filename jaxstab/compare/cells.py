@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,18 +26,19 @@ TAIL = 0.1  # of the steps, whose mean loss is that at the end: chosen
 # Nats that the loss at the end lies above the lowest of any stretch of that length: chosen, far above the noise of a
 # mean over a tenth of a run, so that a run that came back from a spike hasn't diverged.
 DIVERGED = 0.5
-KEPT = ("train/log_z", "train/grad_norm", "train/grad_norm_effective", "train/update_norm", "train/tokens_per_second")
+AT_END = ("train/log_z", "train/grad_norm", "train/grad_norm_effective", "train/update_norm", "train/tokens_per_second")
 
 Row = dict[str, Any]
 
 
-def results(workdir: Path) -> list[Row]:
-    """The rows of all cells that are done, by name."""
-    return [json.loads(path.read_text()) for path in sorted(workdir.glob(f"cells/*/{RESULT}"))]
+def row_of(workdir: Path, cell: Cell) -> Row | None:
+    """The row of a cell that is done; None where it isn't."""
+    path = _directory(workdir, cell) / RESULT
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
-def is_done(workdir: Path, cell: Cell) -> bool:
-    return (workdir / "cells" / cell.name / RESULT).is_file()
+def _directory(workdir: Path, cell: Cell) -> Path:
+    return workdir / "cells" / cell.name
 
 
 def run_cell(workdir: Path, cell: Cell) -> Row | None:
@@ -49,12 +49,11 @@ def run_cell(workdir: Path, cell: Cell) -> Row | None:
     Raises:
       UserError: nothing could be trained, which would be so for every cell: no data, say.
     """
-    directory = workdir / "cells" / cell.name
+    directory = _directory(workdir, cell)
     workdirs.make(directory)
     stopped = ""
     try:
-        with open(os.devnull, "w") as nowhere:
-            train(cell.config, directory, Console(file=nowhere))
+        train(cell.config, directory, Console(quiet=True))
     except workdirs.BusyError:
         return None
     except UserError as error:
@@ -64,9 +63,7 @@ def run_cell(workdir: Path, cell: Cell) -> Row | None:
     saved = from_flat(Config, json.loads((directory / workdirs.CONFIG).read_text())["config"])
     stored = reparameterized(saved)[2].table
     row = summary(cell, read_metrics(directory / METRICS), stopped) | {"parameters": count(stored)}
-    aside = directory / f"{RESULT}.tmp"
-    aside.write_text(json.dumps(row, indent=1) + "\n")
-    os.replace(aside, directory / RESULT)
+    workdirs.write_whole(directory / RESULT, row)
     return row
 
 
@@ -86,7 +83,7 @@ def summary(cell: Cell, lines: Iterable[dict[str, Any]], stopped: str = "") -> R
     final = float(means[-1])
     diverged = bool(stopped or not np.isfinite(final) or final > np.nanmin(means) + DIVERGED)
     judged = {name: value for line in lines for name, value in line.items() if name.startswith("eval/")}
-    last = {name: float(np.median([line[name] for line in training[-tail:] if name in line])) for name in KEPT}
+    last = {name: float(np.median([line[name] for line in training[-tail:] if name in line])) for name in AT_END}
     row = {
         "cell": cell.name,
         "variant": cell.variant,

@@ -50,15 +50,6 @@ class Grid:
 
     cells: tuple[Cell, ...]
 
-    @property
-    def baseline(self) -> str:
-        return self.cells[0].variant
-
-    @property
-    def variants(self) -> list[str]:
-        """What is compared, in the order that it was given in."""
-        return list(dict.fromkeys(cell.variant for cell in self.cells))
-
     def share(self, number: int, of: int) -> list[Cell]:
         """The cells of one machine among `of`, numbered from 0; together they have each once."""
         return list(self.cells[number::of])

@@ -11,11 +11,12 @@ import numpy as np
 from rich.console import Console
 
 from jaxstab.compare import tables
-from jaxstab.compare.cells import Row, is_done, results, run_cell
+from jaxstab.compare.cells import Row, row_of, run_cell
 from jaxstab.compare.curves import loss_against_rate, loss_curves
 from jaxstab.compare.grid import Cell, Grid
 from jaxstab.config import UserError
 from jaxstab.diagnose.page import document, escape, table
+from jaxstab.logging.console import say
 from jaxstab.train import workdir as workdirs
 
 LOSSES = ("validation_loss", "train_loss")  # the first that all runs have judges them
@@ -39,14 +40,14 @@ def compare(grid: Grid, workdir: Path, share: tuple[int, int] = (0, 1), console:
     """
     console = console or Console(highlight=False)
     workdirs.make(workdir)
-    cells = [cell for cell in grid.share(*share) if not is_done(workdir, cell)]
+    cells = [cell for cell in grid.share(*share) if row_of(workdir, cell) is None]
     tokens = sum(cell.config.train.steps * cell.config.train.batch_size * cell.config.data.length for cell in cells)
-    _say(console, f"{len(grid.cells)} cells, {len(cells)} to be run here, {tokens:,} tokens, into {workdir}")
+    say(console, f"{len(grid.cells)} cells, {len(cells)} to be run here, {tokens:,} tokens, into {workdir}")
     _run(cells, workdir, console)
-    rows = of_grid(grid, results(workdir))
+    rows = [row for cell in grid.cells if (row := row_of(workdir, cell))]
     if rows:
         _write(grid, rows, workdir)
-        _say(console, f"{len(rows)} of {len(grid.cells)} cells are done: {workdir / 'report.html'}")
+        say(console, f"{len(rows)} of {len(grid.cells)} cells are done: {workdir / 'report.html'}")
 
 
 def _run(cells: Sequence[Cell], workdir: Path, console: Console) -> None:
@@ -56,19 +57,13 @@ def _run(cells: Sequence[Cell], workdir: Path, console: Console) -> None:
         passed = time.monotonic() - start
         left = passed / (number + 1) * (len(cells) - number - 1)
         told = "another process is at work on it" if row is None else _told(row)
-        _say(console, f"{number + 1}/{len(cells)} {cell.name}: {told}; {left / 60:.0f} min left")
+        say(console, f"{number + 1}/{len(cells)} {cell.name}: {told}; {left / 60:.0f} min left")
 
 
 def _told(row: Row) -> str:
     if row["diverged"]:
         return f"diverged{', ' + row['stopped'] if row['stopped'] else ''}"
     return f"loss {row[next(loss for loss in LOSSES if loss in row)]:.4f}"
-
-
-def of_grid(grid: Grid, rows: Sequence[Row]) -> list[Row]:
-    """The rows of the grid's own cells, in its order: a workdir may hold those of an earlier grid, too."""
-    by_name = {row["cell"]: row for row in rows}
-    return [by_name[cell.name] for cell in grid.cells if cell.name in by_name]
 
 
 def _write(grid: Grid, rows: Sequence[Row], workdir: Path) -> None:
@@ -106,7 +101,3 @@ def _setting(grid: Grid, rows: Sequence[Row]) -> str:
         f"{config.model.layers} blocks of width {config.model.width}, {parameters:,.0f} parameters; "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {len(tables.rates(rows))} learning rates."
     )
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)

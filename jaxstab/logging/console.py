@@ -9,6 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is: nothing in it is markup, and it isn't broken."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 class RunConsole:
     """Shows the loss, tokens per second and the time left of a run of `total_steps` steps."""
 
@@ -47,7 +52,7 @@ class RunConsole:
 
     def line(self, text: str) -> None:
         """Prints one thing to read, above the bar where there is one."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, text)
 
     def close(self) -> None:
         """Leaves the bar as it is and gives the terminal back."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from jaxstab import data
 from jaxstab.config import flatten
 from jaxstab.logging import RunLogger
+from jaxstab.logging.console import say
 from jaxstab.model.flops import flops_per_token
 from jaxstab.scale.chips import peak_flops
 from jaxstab.train import incidents, messages, recovery
@@ -52,7 +53,7 @@ def _train(config: Config, workdir: Path, console: Console) -> None:
     corpus, texts = data.prepare(config.data), prepare_texts(config)
     data.Batches(corpus.train, config.data.seed).records(0, config.train.batch_size)  # raises where there are too few
     identity = {"tokenizer_digest": corpus.tokenizer.digest, "data_digest": corpus.digest}
-    warn, pinned = functools.partial(_say, console), functools.partial(incidents.pinned, workdir)
+    warn, pinned = functools.partial(say, console), functools.partial(incidents.pinned, workdir)
     workdirs.claim(workdir, config, identity, warn)
     evaluation = Evaluation(program, corpus, texts)
     with Checkpoints(workdir / "checkpoints", config.checkpoint, warn, pinned) as checkpoints:
@@ -81,11 +82,11 @@ def _attempt(
         journals.check(journal, meta, config.train.batch_size)
     unjudged = evaluation.unjudged(workdir, start, meta["attempt"]) if meta["attempt"] == journal.attempt else {}
     if start >= config.total_steps and not unjudged:
-        _say(console, f"The run in {workdir} is complete: {start} steps.")
-        _say(console, messages.how_to_go_on(program, workdir, start))
+        say(console, f"The run in {workdir} is complete: {start} steps.")
+        say(console, messages.how_to_go_on(program, workdir, start))
         return False
     inputs = StepInputs(program, corpus.train, journal)
-    _say(console, messages.plan(program, corpus, inputs, workdir, start))
+    say(console, messages.plan(program, corpus, inputs, workdir, start))
     state = restored[1] if restored else program.init(config.train.seed)
     del restored
     total, settings = config.total_steps, flatten(config)
@@ -103,13 +104,9 @@ def _attempt(
         except recovery.RolledBack:
             return True
         logger.complete()
-    _say(console, f"Complete: {total} steps.")
-    _say(console, messages.how_to_go_on(program, workdir, total))
+    say(console, f"Complete: {total} steps.")
+    say(console, messages.how_to_go_on(program, workdir, total))
     return False
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)
 
 
 @dataclasses.dataclass

@@ -68,7 +68,7 @@ def claim(
     current = _json(training_keys(flatten(config)) | identity)
     try:
         if not path.exists():
-            _replace(path, {"config": flatten(config), "identity": identity})
+            write_whole(path, {"config": flatten(config), "identity": identity})
             return
         saved = json.loads(path.read_text())
         previous = training_keys({**_json(flatten(Config())), **saved["config"]}) | saved["identity"]
@@ -93,8 +93,8 @@ def _json(values: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def _replace(path: Path, values: dict[str, Any]) -> None:
-    """Writes a file so that it is there whole or not at all."""
+def write_whole(path: Path, values: dict[str, Any]) -> None:
+    """Writes JSON so that the file is there whole or not at all."""
     aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps(values, indent=1) + "\n")
     os.replace(aside, path)

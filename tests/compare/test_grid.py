@@ -15,7 +15,9 @@ def test_every_combination_is_there_once_and_has_its_keys():
         CONFIG, METHODS, ["small", "wesar"], ["1e-3", "0.01"], ["1", "2"], ["optimizer.weight_decay=0,0.1"]
     )
     assert len(grid.cells) == 2**4 and len({cell.name for cell in grid.cells}) == 16
-    assert grid.baseline == "small, optimizer.weight_decay=0" and len(grid.variants) == 4
+    assert (
+        grid.cells[0].variant == "small, optimizer.weight_decay=0" and len({each.variant for each in grid.cells}) == 4
+    )
     cell = next(cell for cell in grid.cells if cell.name == "wesar-0.01-seed2-optimizer.weight_decay=0.1")
     flat = flatten(cell.config)
     assert flat["reparam.method"] == "wesar" and flat["init.method"] == "he"
