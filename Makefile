@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 help:
 	@echo "make train   train a small model on this machine: makes .venv at first, then runs configs/quickstart.py"
 	@echo "make test    lint, then the whole test suite"
-	@echo "make parity  installs PyTorch into .venv, then compares methods and whole trainings with it"
+	@echo "make parity  installs PyTorch, transformers and lm-evaluation-harness, then compares with them"
 	@echo "make soak    what make test does in small: diagnose on 2,000 random histories"
 	@echo "make bench   speed as ratios, each beside its goal: ten minutes, on a machine that does nothing else"
 	@echo "make lint    ruff and mypy"
@@ -48,9 +48,9 @@ lint: .venv/installed-dev
 	@$(PIP) install -qq --requirement requirements-dev.txt
 	@touch $@
 
-.venv/installed-parity: .venv/installed-dev
-	@echo "Installing PyTorch into .venv, once: 1 to 3 GB, some minutes ..."
-	@$(PIP) install -qq torch==2.13.0
+.venv/installed-parity: .venv/installed-dev pyproject.toml
+	@echo "Installing PyTorch, transformers and lm-evaluation-harness into .venv, once: 2 to 4 GB, some minutes ..."
+	@$(PIP) install -qq --editable ".[parity]"
 	@touch $@
 
 clean:

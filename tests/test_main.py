@@ -187,6 +187,7 @@ BAD_VALUES = [
     ("--wrokdir=runs/first", "'wrokdir'", "Did you mean: workdir"),
     ("trian", "unknown command 'trian'", "did you mean train?"),
     ("data", "unknown command 'data'", "data tokenizer, data prepare"),
+    ("describe --replay=6", "--replay means nothing to describe: it is a flag of diagnose"),
 ]
 
 
@@ -257,6 +258,13 @@ def test_help_tells_the_commands_and_flags(capsys):
     assert captured.err == ""
     for told in (*main.COMMANDS, "docs/configuration.md"):
         assert told in captured.out
+
+
+def test_help_of_a_command_tells_its_flags_alone(capsys):
+    with pytest.raises(SystemExit):
+        main.main(["main.py", "tev", "--help"])
+    told = capsys.readouterr().out
+    assert "--out: " in told and "--workdir: " not in told
 
 
 def test_debug_raises(place):

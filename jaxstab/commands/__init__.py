@@ -1,0 +1,16 @@
+"""The commands of main.py, one file each; what a command needs is imported when it runs."""
+
+from jaxstab.commands import compare, data, describe, diagnose, tev, train
+from jaxstab.commands.base import WORKDIR, Call, Command, Flag, overrides
+
+COMMANDS = {
+    "train": train.COMMAND,
+    "describe": describe.COMMAND,
+    "diagnose": diagnose.COMMAND,
+    "tev": tev.COMMAND,
+    "compare": compare.COMMAND,
+    "data tokenizer": data.TOKENIZER,
+    "data prepare": data.PREPARE,
+}
+
+__all__ = ["COMMANDS", "WORKDIR", "Call", "Command", "Flag", "overrides"]

@@ -1,0 +1,37 @@
+"""main.py compare --config=... --methods=... --learning_rates=... --seeds=... --workdir=..."""
+
+import re
+from pathlib import Path
+
+from absl import flags
+
+from jaxstab.commands.base import WORKDIR, Call, Command, Flag
+from jaxstab.config import ConfigError
+
+FLAGS = (
+    WORKDIR,
+    Flag("methods", [], "What is compared, the baseline first: names of configs/methods.py.", flags.DEFINE_list),
+    Flag("learning_rates", [], "The peak rates that are tried; by default the config's.", flags.DEFINE_list),
+    Flag("seeds", [], "The seeds of the runs; by default the config's.", flags.DEFINE_list),
+    Flag("vary", [], "One more axis of the grid: --vary=key=value,value.", flags.DEFINE_multi_string),
+    Flag("cells", "0/1", "The share of the runs that this machine takes: --cells=i/n."),
+)
+
+
+def _run(call: Call) -> None:
+    from configs.methods import METHODS
+    from jaxstab.compare import compare, read_grid
+
+    config = call.config()
+    if not call["methods"]:
+        raise ConfigError("--methods is missing: for instance --methods=small,wesar")
+    share = re.fullmatch(r"(\d+)/(\d+)", call["cells"])
+    if share is None or not int(share[1]) < int(share[2]):
+        raise ConfigError(f"--cells={call['cells']} must be i/n with i from 0 to n-1: for instance --cells=0/4")
+    grid = read_grid(config, METHODS, call["methods"], call["learning_rates"], call["seeds"], call["vary"])
+    compare(grid, Path(call.required("workdir", "runs/comparison")), (int(share[1]), int(share[2])))
+
+
+COMMAND = Command(
+    "runs a grid of --methods, --learning_rates and --seeds on a config, and reports what they came to", _run, FLAGS
+)

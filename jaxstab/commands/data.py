@@ -1,0 +1,31 @@
+"""main.py data tokenizer, and main.py data prepare"""
+
+from absl import flags
+
+from jaxstab.commands.base import Call, Command, Flag
+
+OUT = Flag("out", None, "What is written.")
+
+
+def _tokenizer(call: Call) -> None:
+    from jaxstab import data
+
+    data.train_tokenizer(call.config().data, call["vocabulary"], call.required("out", "tokenizer.json"))
+
+
+def _prepare(call: Call) -> None:
+    from jaxstab import data
+
+    data.prepare_tfds(call.config().data, call.required("out", "data"), call["name"])
+
+
+TOKENIZER = Command(
+    "trains a byte-pair tokenizer of --vocabulary pieces on the config's source, into --out",
+    _tokenizer,
+    (OUT, Flag("vocabulary", 8192, "Pieces of the tokenizer.", flags.DEFINE_integer)),
+)
+PREPARE = Command(
+    "writes the config's source as a TFDS data set --name below --out",
+    _prepare,
+    (OUT, Flag("name", "corpus", "Name of the data set.")),
+)
