@@ -124,7 +124,7 @@ BAD_VALUES = [
     ),
     ("--config.model.bias=maybe", "--config.model.bias=maybe", "boolean"),
     ("--config.reparam.method=weser", "reparam.method='weser'", "one of: identity, wesar"),
-    ("--config.model.mlp=gleu", "model.mlp='gleu'", "one of: gelu, gelu_tanh, relu, swiglu"),
+    ("--config.model.mlp=gleu", "model.mlp='gleu'", "one of: gelu, gelu_tanh, relu, relu2, swiglu"),
     ("--config.data.source=disk", "data.source='disk'", "one of: stdlib, text, tfds, huggingface"),
     ("--config.model.heads=3", "model.width=16 is not divisible by model.heads=3"),
     ("--config.model.kv_heads=3", "model.heads=2 is not divisible by model.kv_heads=3"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxstab.config import ConfigError, MethodConfig, Options, Range, option, section
+from jaxstab.config import ConfigError, MethodConfig, Options, Range, build_method, option, section
 from jaxstab.model.activations import ACTIVATIONS
 from jaxstab.model.embeddings import EmbeddingConfig
-from jaxstab.model.placements import PlacementConfig
+from jaxstab.model.placements import PLACEMENTS, PlacementConfig
 
 DTYPES = ("float32", "bfloat16")
 
@@ -25,17 +25,28 @@ class ModelConfig(Options):
     mlp_width: int = option(0, "Hidden width of the MLP; 0 means four times the width.", Range(0))
     vocabulary: int = option(32000, "Size of the vocabulary; 0 takes the tokenizer's.", Range(0))
     max_length: int = option(2048, "Longest sequence; the number of learned positions.", Range(1))
+    head_size: int = option(0, "Size of a head; 0 means the width over the heads.", Range(0))
     norm: str = option("rmsnorm", "Normalization layer.", choices=("rmsnorm", "layernorm"))
     norm_eps: float = option(1e-5, "Epsilon of the normalization layers.", Range(0))
     positions: str = option("rotary", "Positional encoding.", choices=("rotary", "learned"))
+    position_offset: int = option(
+        0, "Rows of the learned positions that stand before the first one's; OPT has 2.", Range(0)
+    )
     rope_theta: float = option(10000.0, "Base period of rotary embedding (rotate-half).", Range(above=0))
+    rotary_fraction: float = option(
+        1.0, "Share of every head that is rotated, its first entries; 0.25 in Pythia.", Range(above=0, most=1)
+    )
     mlp: str = option("gelu", "MLP; `gelu` is exact (erf), `swiglu` adds a gate_proj.", choices=tuple(ACTIVATIONS))
     bias: bool = option(False, "Biases in the linear layers of the blocks.")
     tie_embeddings: bool = option(False, "Whether lm_head is the transpose of the stored embed_tokens.")
     mask_documents: bool = option(False, "Whether attention stops at the end of a document.")
     embedding: MethodConfig = section(EmbeddingConfig)
     norm_placement: MethodConfig = section(PlacementConfig)
+    parallel: bool = option(
+        False, "Whether the MLP reads what attention reads, x + f(N(x)) + g(N'(x)), as in Pythia; pre-norm only."
+    )
     qk_norm: bool = option(False, "Norms on queries and keys, per head, before the rotation (Wortsman et al. 2023).")
+    qk_norm_joint: bool = option(False, "Whether these norms are over all heads at once, as in OLMo 2.")
     attention_softcap: float = option(0.0, "c of c tanh(z/c) on attention logits z; 50 in Gemma 2; 0 is off.", Range(0))
     logits_softcap: float = option(0.0, "c of c tanh(z/c) on output logits z; 30 in Gemma 2; 0 is off.", Range(0))
     dtype: str = option("float32", "Compute dtype; parameters, norms, softmax and loss stay float32.", choices=DTYPES)
@@ -54,7 +65,7 @@ class ModelConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % self.heads:
+        if self.width % self.heads and not self.head_size:
             raise ConfigError(f"model.width={self.width} is not divisible by model.heads={self.heads}")
         if self.kv_heads and self.heads % self.kv_heads:
             raise ConfigError(f"model.heads={self.heads} is not divisible by model.kv_heads={self.kv_heads}")
@@ -68,10 +79,27 @@ class ModelConfig(Options):
                 f"rotary positions need an even head size, but model.width={self.width} over "
                 f"model.heads={self.heads} gives {self.head_dim}"
             )
+        if self.positions == "rotary" and (self.rotary_dim % 2 or not self.rotary_dim):
+            raise ConfigError(
+                f"model.rotary_fraction={self.rotary_fraction} of a head of {self.head_dim} is {self.rotary_dim} "
+                "entries, and rotary positions need an even number of them"
+            )
+        if self.qk_norm_joint and not self.qk_norm:
+            raise ConfigError("model.qk_norm_joint=True has no effect without model.qk_norm=True; set both or neither")
+        if self.parallel and not build_method(self.norm_placement, PLACEMENTS).bounded:
+            raise ConfigError(
+                f"model.parallel=True needs branches of the form x + f(N(x)), model.norm_placement.method=pre, not "
+                f"{self.norm_placement.method}"
+            )
 
     @property
     def head_dim(self) -> int:
-        return self.width // self.heads
+        return self.head_size or self.width // self.heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """The entries of a head that are rotated."""
+        return int(self.head_dim * self.rotary_fraction)
 
     @property
     def cudnn_obstacle(self) -> str:

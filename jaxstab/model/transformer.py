@@ -17,7 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jaxstab import table
 from jaxstab.config import build_method
@@ -27,6 +27,7 @@ from jaxstab.model.config import ModelConfig
 from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.loss import capped
 from jaxstab.model.placements import PLACEMENTS, Branch, Placement
+from jaxstab.model.positions import rotary_tables, rotate
 from jaxstab.numerics import widened
 
 ROLES = {
@@ -124,22 +125,6 @@ def _norm(config: ModelConfig, name: str | None = None, axis: str | None = "embe
     )
 
 
-def rotary_tables(length: int, head_dim: int, theta: float) -> Float[Array, "2 T K"]:
-    """Cosines and sines of rotary embedding (Su et al. 2021), in float32."""
-    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=float) / head_dim)
-    angles = jnp.arange(length, dtype=float)[:, None] * frequencies
-    angles_TK = jnp.concatenate([angles, angles], axis=-1)
-    return jnp.stack([jnp.cos(angles_TK), jnp.sin(angles_TK)])
-
-
-def rotate(x_BTHK: Float[Array, "B T H K"], tables_2TK: Float[Array, "2 T K"]) -> Float[Array, "B T H K"]:
-    """Rotary embedding, rotate-half, in float32 and back to the dtype of `x_BTHK`."""
-    cos, sin = tables_2TK[:, :, None, :]
-    first, second = jnp.split(widened(x_BTHK), 2, axis=-1)
-    rotated = jnp.concatenate([-second, first], axis=-1)
-    return (x_BTHK * cos + rotated * sin).astype(x_BTHK.dtype)
-
-
 def _sow(module: Any, name: str, value: Callable[[], Array]) -> None:
     """Computes and sows a value if its name is among the module's `intermediates`."""
     if name in module.intermediates:
@@ -168,16 +153,16 @@ class Attention(nn.Module):
         batch, length, width = x_BTD.shape
         kv_heads = config.kv_heads or config.heads
 
-        def heads(name: str, count: int, axis: str) -> Array:
+        def heads(name: str, count: int, axis: str, norm: str = "") -> Array:
             x = Linear(config, count * config.head_dim, ("embed", axis), config.bias, name=name)(x_BTD)
-            return x.reshape(batch, length, count, config.head_dim)
+            if norm and config.qk_norm_joint:
+                x = _norm(config, norm, axis)(x)
+            x = x.reshape(batch, length, count, config.head_dim)
+            return _norm(config, norm, None)(x) if norm and not config.qk_norm_joint else x
 
-        q_BTHK = heads("q_proj", config.heads, "heads")
-        k_BTGK = heads("k_proj", kv_heads, "kv_heads")
+        q_BTHK = heads("q_proj", config.heads, "heads", "q_norm" if config.qk_norm else "")
+        k_BTGK = heads("k_proj", kv_heads, "kv_heads", "k_norm" if config.qk_norm else "")
         v_BTGK = heads("v_proj", kv_heads, "kv_heads")
-        if config.qk_norm:
-            q_BTHK = _norm(config, "q_norm", None)(q_BTHK)
-            k_BTGK = _norm(config, "k_norm", None)(k_BTGK)
         if rotary_2TK is not None:
             q_BTHK, k_BTGK = rotate(q_BTHK, rotary_2TK), rotate(k_BTGK, rotary_2TK)
         if config.attention_softcap or reads_logits(self.intermediates):
@@ -247,20 +232,30 @@ class Block(nn.Module):
         norms = self.placement.norms
         return self._join(attend, norms.before_attention, norms.after_attention, x_BTD, layer)
 
-    def mlp_branch(self, x_BTD: Array, layer: Array) -> Array:
-        """The shortcut after the MLP."""
+    def mlp_branch(self, x_BTD: Array, layer: Array, read_BTD: Array | None = None) -> Array:
+        """The shortcut after the MLP, which reads `read_BTD` instead where that is given."""
         norms = self.placement.norms
-        return self._join(self.mlp, norms.before_mlp, norms.after_mlp, x_BTD, layer)
+        return self._join(self.mlp, norms.before_mlp, norms.after_mlp, x_BTD, layer, read_BTD)
 
-    def _join(self, f: Callable[[Array], Array], before: str, after: str, x_BTD: Array, layer: Array) -> Array:
-        branch = Branch(f, getattr(self, before), getattr(self, after), layer, self.config.layers)
+    def _join(
+        self,
+        f: Callable[[Array], Array],
+        before: str,
+        after: str,
+        x_BTD: Array,
+        layer: Array,
+        read_BTD: Array | None = None,
+    ) -> Array:
+        norm = getattr(self, before)
+        reader = norm if read_BTD is None else lambda _: norm(read_BTD)
+        branch = Branch(f, reader, getattr(self, after), layer, self.config.layers)
         return self.placement.join(branch, x_BTD)
 
     def __call__(
         self, x_BTD: Array, layer: Array, rotary_2TK: Array | None, segments_BT: Array | None
     ) -> tuple[Array, None]:
-        x_BTD = self.attention_branch(x_BTD, layer, rotary_2TK, segments_BT)
-        x_BTD = self.mlp_branch(x_BTD, layer)
+        between_BTD = self.attention_branch(x_BTD, layer, rotary_2TK, segments_BT)
+        x_BTD = self.mlp_branch(between_BTD, layer, x_BTD if self.config.parallel else None)
         return nn.with_logical_constraint(x_BTD, ("batch", "length", None)), None
 
 
@@ -292,7 +287,9 @@ class Transformer(nn.Module):
         self.embed_tokens = nn.Embed(config.vocabulary, config.width, embedding_init=_declared(("vocab", "embed")))
         if config.positions == "learned":
             self.embed_positions = nn.Embed(
-                config.max_length, config.width, embedding_init=_declared(("positions", "embed"))
+                config.position_offset + config.max_length,
+                config.width,
+                embedding_init=_declared(("positions", "embed")),
             )
         self.embedding = build_method(config.embedding, EMBEDDINGS)
         self.embed_norm = _norm(config)
@@ -322,9 +319,9 @@ class Transformer(nn.Module):
         rotary_2TK = None
         if config.positions == "learned":
             assert length <= config.max_length, f"{length} tokens, but {config.max_length} learned positions"
-            x_BTD = x_BTD + self.embed_positions(jnp.arange(length))
+            x_BTD = x_BTD + self.embed_positions(config.position_offset + jnp.arange(length))
         else:
-            rotary_2TK = rotary_tables(length, config.head_dim, config.rope_theta)
+            rotary_2TK = rotary_tables(length, config.rotary_dim, config.rope_theta)
         return nn.with_logical_constraint(x_BTD.astype(config.dtype), ("batch", "length", None)), rotary_2TK
 
     def __call__(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:

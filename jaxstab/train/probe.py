@@ -61,22 +61,23 @@ def probe(
         def attend(x_BTD: Array, segments_BT: Array | None, **options: Any) -> Any:
             return _apply(block, own, x_BTD, number, rotary_2TK, segments_BT, method="attention_branch", **options)
 
-        def feed(x_BTD: Array, **options: Any) -> Any:
-            return _apply(block, own, x_BTD, number, method="mlp_branch", **options)
+        def feed(x_BTD: Array, read_BTD: Array | None = None, **options: Any) -> Any:
+            return _apply(block, own, x_BTD, number, read_BTD, method="mlp_branch", **options)
 
         between_BTD, in_attention = attend(x_BTD, segments_BT, mutable=["intermediates"])
-        after_BTD, in_mlp = feed(between_BTD, mutable=["intermediates"])
+        read_BTD = x_BTD if config.parallel else between_BTD
+        after_BTD, in_mlp = feed(between_BTD, read_BTD, mutable=["intermediates"])
         measurements = {
             **sown(in_attention),
             **sown(in_mlp),
             "shortcut_std/attention": jnp.std(between_BTD),
             "shortcut_std/mlp": jnp.std(after_BTD),
             "jacobian/attention": jacobian_norm(lambda x: attend(x, first), x_BTD[:1], key, iterations),
-            "jacobian/mlp": jacobian_norm(feed, between_BTD[:1], key, iterations),
+            "jacobian/mlp": jacobian_norm(feed, read_BTD[:1], key, iterations),
         }
         if placement.bounded:
             measurements |= branch_bounds(
-                config, placement.norms, own, x_BTD[:1], between_BTD[:1], rotary_2TK, first, key, iterations
+                config, placement.norms, own, x_BTD[:1], read_BTD[:1], rotary_2TK, first, key, iterations
             )
         return after_BTD, measurements
 
@@ -103,7 +104,8 @@ def branch_bounds(
     """The bounds of Takase et al. 2025 on the Jacobians of one pre-norm layer's branches, by its present weights.
 
     s_x is here the standard deviation of the token whose entries spread least, which has the largest Jacobian. Gains of
-    norms, which the paper leaves out, count as part of the matrix or function that reads the norm.
+    norms, which the paper leaves out, count as part of the matrix or function that reads the norm. There is none for
+    heads that together are wider than the model or narrower, nor for an MLP whose slope grows or has a gate.
 
     Args:
       config: the model's.
@@ -117,20 +119,22 @@ def branch_bounds(
     def normed(block: Block, x_BTD: Array) -> Array:
         return getattr(block, norms.before_attention)(x_BTD)
 
-    # The concatenated heads are attention under an output matrix that does nothing.
-    identity = {"kernel": jnp.eye(config.width), "bias": jnp.zeros(config.width)}
-    own = layer["self_attn"] | {"o_proj": identity}
-    h_BTD = _apply(Block(config), layer, x_BTD, method=normed)
-    gain_D = layer[norms.before_attention]["scale"]
-    heads_norm = jacobian_norm(
-        lambda moved_BTD: _apply(Attention(config), own, h_BTD + gain_D * moved_BTD, rotary_2TK, segments_BT),
-        jnp.zeros_like(h_BTD),
-        key,
-        iterations,
-    )
-    o_std = rms(layer["self_attn"]["o_proj"]["kernel"])
-    bounds = {"jacobian_bound/attention": attention_bound(o_std, _least_std(x_BTD), heads_norm, config.width)}
-    if config.mlp != "swiglu":
+    bounds = {}
+    if config.heads * config.head_dim == config.width:
+        # The concatenated heads are attention under an output matrix that does nothing.
+        identity = {"kernel": jnp.eye(config.width), "bias": jnp.zeros(config.width)}
+        own = layer["self_attn"] | {"o_proj": identity}
+        h_BTD = _apply(Block(config), layer, x_BTD, method=normed)
+        gain_D = layer[norms.before_attention]["scale"]
+        heads_norm = jacobian_norm(
+            lambda moved_BTD: _apply(Attention(config), own, h_BTD + gain_D * moved_BTD, rotary_2TK, segments_BT),
+            jnp.zeros_like(h_BTD),
+            key,
+            iterations,
+        )
+        o_std = rms(layer["self_attn"]["o_proj"]["kernel"])
+        bounds["jacobian_bound/attention"] = attention_bound(o_std, _least_std(x_BTD), heads_norm, config.width)
+    if config.mlp not in ("swiglu", "relu2"):  # which has no largest slope, as the bound asks for
         up_DF, down_FD = (layer["mlp"][name]["kernel"] for name in ("up_proj", "down_proj"))
         gain_D1 = layer[norms.before_mlp]["scale"][:, None]
         stds = rms(gain_D1 * up_DF), rms(down_FD), _least_std(between_BTD)

@@ -207,6 +207,8 @@ CONTEXT = {
     "optimizer.clip.method": {"optimizer.clip.global_norm.max_norm": 0.01},
     "optimizer.clip.global_norm.max_norm": {"optimizer.clip.global_norm.max_norm": 0.01},
     "model.norm_eps": {"model.norm_eps": 0.1},
+    "model.position_offset": {"model.positions": "learned"},
+    "model.qk_norm_joint": {"model.qk_norm": True},
 }
 VALUES = {
     "optimizer.rule.adamw.b1": [0.5],
@@ -221,6 +223,8 @@ VALUES = {
     "model.heads": [4],
     "model.kv_heads": [1],
     "model.layers": [3],
+    "model.head_size": [6],
+    "model.rotary_fraction": [0.5],
     "model.vocabulary": [37],
     "model.mlp_width": [12],
     "optimizer.warmup": [5],

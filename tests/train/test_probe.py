@@ -46,16 +46,19 @@ def exact_jacobian_norms(config, weights):
             ),
             "mlp": lambda x, own=layer, number=index + 1.0: block.apply(own, x, number, method="mlp_branch"),
         }
+        after = x
         for name, branch in branches.items():
             jacobian = np.float64(jax.jit(jax.jacobian(branch))(x)).reshape(x.size, x.size)
             found[name].append(np.linalg.svd(jacobian, compute_uv=False)[0])
-            x = branch(x)
+            after = after + branch(x) - x
+            x = x if config.parallel else after
+        x = after
     return found
 
 
-@pytest.mark.parametrize("placement", ["pre", "post"])
-def test_jacobian_norms_are_the_largest_singular_values(placement):
-    config = dataclasses.replace(CONFIG, norm_placement=PlacementConfig(placement))
+@pytest.mark.parametrize(("placement", "parallel"), [("pre", False), ("pre", True), ("post", False)])
+def test_jacobian_norms_are_the_largest_singular_values(placement, parallel):
+    config = dataclasses.replace(CONFIG, norm_placement=PlacementConfig(placement), parallel=parallel)
     weights = drawn(config)
     found = probed(config, weights)
     for branch, expected in exact_jacobian_norms(config, weights).items():
