@@ -10,7 +10,7 @@ from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxstab.model.attention_chunked import chunked_attention
 from jaxstab.model.attention_splash import is_splash_shape, splash_attention
@@ -68,8 +68,18 @@ def reference_attention(
     Returns:
       The output, and the logits in float32, -inf where a query may not see a key.
     """
-    mask = causal_mask(q_BTHK.shape[1], segments_BT)
-    z_BHTS = jnp.where(mask, attention_logits(q_BTHK, k_BSGK, softcap), -jnp.inf)
+    return visible_attention(q_BTHK, k_BSGK, v_BSGK, causal_mask(q_BTHK.shape[1], segments_BT), softcap)
+
+
+def visible_attention(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BSGK: Float[Array, "B S G K"],
+    v_BSGK: Float[Array, "B S G K"],
+    visible_BHTS: Bool[Array, "*B *H T S"],
+    softcap: float = 0.0,
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B H T S"]]:
+    """As `reference_attention`, of queries that see the keys that they are told, at least one each."""
+    z_BHTS = jnp.where(visible_BHTS, attention_logits(q_BTHK, k_BSGK, softcap), -jnp.inf)
     p_BHTS = jax.nn.softmax(z_BHTS, axis=-1).astype(v_BSGK.dtype)
     v_BSHK = jnp.repeat(v_BSGK, q_BTHK.shape[2] // v_BSGK.shape[2], axis=2)
     return jnp.einsum("bhts,bshk->bthk", p_BHTS, v_BSHK), z_BHTS

@@ -22,7 +22,8 @@ from jaxtyping import Array, Int
 from jaxstab import table
 from jaxstab.config import build_method
 from jaxstab.model.activations import ACTIVATIONS
-from jaxstab.model.attention import attention_entropy, fused_attention, reference_attention
+from jaxstab.model.attention import attention_entropy, fused_attention, reference_attention, visible_attention
+from jaxstab.model.cache import Window, extended
 from jaxstab.model.config import ModelConfig
 from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.loss import capped
@@ -140,15 +141,17 @@ def sown(variables: Mapping[str, Any]) -> dict[str, Array]:
 class Attention(nn.Module):
     """Causal self-attention with grouped-query heads.
 
-    It sows what `intermediates` names, `[H]` each: the largest visible logit as max_attention_logit, and
-    attention_entropy.
+    It sows what `intermediates` names: the largest visible logit as max_attention_logit and attention_entropy, `[H]`
+    each, keys and values. With a window, the collection "cache" holds those of all tokens so far, and is added to.
     """
 
     config: ModelConfig
     intermediates: tuple[str, ...] = ()
 
     @nn.compact
-    def __call__(self, x_BTD: Array, rotary_2TK: Array | None, segments_BT: Array | None) -> Array:
+    def __call__(
+        self, x_BTD: Array, rotary_2TK: Array | None, segments_BT: Array | None, window: Window | None = None
+    ) -> Array:
         config = self.config
         batch, length, width = x_BTD.shape
         kv_heads = config.kv_heads or config.heads
@@ -165,7 +168,12 @@ class Attention(nn.Module):
         v_BTGK = heads("v_proj", kv_heads, "kv_heads")
         if rotary_2TK is not None:
             q_BTHK, k_BTGK = rotate(q_BTHK, rotary_2TK), rotate(k_BTGK, rotary_2TK)
-        if config.attention_softcap or reads_logits(self.intermediates):
+        _sow(self, "keys", lambda: k_BTGK)
+        _sow(self, "values", lambda: v_BTGK)
+        if window is not None:
+            k_BSGK, v_BSGK = extended(self, "keys", k_BTGK, window), extended(self, "values", v_BTGK, window)
+            out_BTHK, _ = visible_attention(q_BTHK, k_BSGK, v_BSGK, window.visible_BTS, config.attention_softcap)
+        elif config.attention_softcap or reads_logits(self.intermediates):
             out_BTHK, z_BHTS = reference_attention(q_BTHK, k_BTGK, v_BTGK, segments_BT, config.attention_softcap)
             _sow(self, "max_attention_logit", lambda: jnp.max(z_BHTS, axis=(0, 2, 3)))
             _sow(self, "attention_entropy", lambda: attention_entropy(z_BHTS))
@@ -221,13 +229,11 @@ class Block(nn.Module):
         self.pre_feedforward_layernorm = _norm(config)
         self.post_feedforward_layernorm = _norm(config)
 
-    def attention_branch(
-        self, x_BTD: Array, layer: Array, rotary_2TK: Array | None, segments_BT: Array | None
-    ) -> Array:
-        """The shortcut after attention."""
+    def attention_branch(self, x_BTD: Array, layer: Array, *context: Any) -> Array:
+        """The shortcut after attention; `context` is what attention is given besides its input."""
 
         def attend(x_BTD: Array) -> Array:
-            return self.self_attn(x_BTD, rotary_2TK, segments_BT)
+            return self.self_attn(x_BTD, *context)
 
         norms = self.placement.norms
         return self._join(attend, norms.before_attention, norms.after_attention, x_BTD, layer)
@@ -251,10 +257,8 @@ class Block(nn.Module):
         branch = Branch(f, reader, getattr(self, after), layer, self.config.layers)
         return self.placement.join(branch, x_BTD)
 
-    def __call__(
-        self, x_BTD: Array, layer: Array, rotary_2TK: Array | None, segments_BT: Array | None
-    ) -> tuple[Array, None]:
-        between_BTD = self.attention_branch(x_BTD, layer, rotary_2TK, segments_BT)
+    def __call__(self, x_BTD: Array, layer: Array, *context: Any) -> tuple[Array, None]:
+        between_BTD = self.attention_branch(x_BTD, layer, *context)
         x_BTD = self.mlp_branch(between_BTD, layer, x_BTD if self.config.parallel else None)
         return nn.with_logical_constraint(x_BTD, ("batch", "length", None)), None
 
@@ -264,9 +268,9 @@ def _stack(config: ModelConfig) -> Any:
     block = Block if config.remat == "none" else nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
     return nn.scan(
         block,
-        variable_axes={"params": 0, "intermediates": 0},
+        variable_axes={"params": 0, "intermediates": 0, "cache": 0},
         split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=config.layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
@@ -276,7 +280,7 @@ class Transformer(nn.Module):
     """Embedding, blocks, final norm and lm_head.
 
     Every block sows in "intermediates" what `intermediates` names, of ATTENTION_INTERMEDIATES (any of which takes the
-    reference attention) and MLP_INTERMEDIATES; `sown` reads it.
+    reference attention), MLP_INTERMEDIATES and `jaxstab.model.cache`; `sown` reads it.
     """
 
     config: ModelConfig
@@ -297,31 +301,41 @@ class Transformer(nn.Module):
         self.norm = _norm(config)
         self.lm_head = Linear(config, config.vocabulary, ("embed", "vocab"))
 
-    def hidden(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:
+    def hidden(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        segments_BT: Int[Array, "B T"] | None = None,
+        window: Window | None = None,
+    ) -> Array:
         """The final normed hidden states `[B, T, D]`, in the compute dtype.
 
         Args:
           tokens_BT: token ids.
           segments_BT: document numbers; attention stays inside a document where they are given.
+          window: where the tokens stand among those of the collection "cache"; see `jaxstab.model.cache`.
         """
         config = self.config
-        x_BTD, rotary_2TK = self.embedded(tokens_BT)
-        x_BTD, _ = self.layers(x_BTD, jnp.arange(1.0, config.layers + 1), rotary_2TK, segments_BT)
+        x_BTD, rotary_2TK = self.embedded(tokens_BT, window and window.positions_BT)
+        x_BTD, _ = self.layers(x_BTD, jnp.arange(1.0, config.layers + 1), rotary_2TK, segments_BT, window)
         placement: Placement = build_method(config.norm_placement, PLACEMENTS)
         return self.norm(x_BTD) if placement.final_norm else x_BTD
 
-    def embedded(self, tokens_BT: Int[Array, "B T"]) -> tuple[Array, Array | None]:
+    def embedded(
+        self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"] | None = None
+    ) -> tuple[Array, Array | None]:
         """The shortcut that enters the first block, `[B, T, D]` in the compute dtype, and the rotary tables."""
         config = self.config
-        length = tokens_BT.shape[1]
+        length = tokens_BT.shape[1] if positions_BT is None else config.max_length
         # Looked up in float32: the gradient of a frequent token is a long sum.
         x_BTD = self.embedding.apply(self.embed_tokens(tokens_BT), self.embed_norm)
         rotary_2TK = None
         if config.positions == "learned":
             assert length <= config.max_length, f"{length} tokens, but {config.max_length} learned positions"
-            x_BTD = x_BTD + self.embed_positions(config.position_offset + jnp.arange(length))
+            places = jnp.arange(length) if positions_BT is None else positions_BT
+            x_BTD = x_BTD + self.embed_positions(config.position_offset + places)
         else:
             rotary_2TK = rotary_tables(length, config.rotary_dim, config.rope_theta)
+            rotary_2TK = rotary_2TK if positions_BT is None else rotary_2TK[:, positions_BT]
         return nn.with_logical_constraint(x_BTD.astype(config.dtype), ("batch", "length", None)), rotary_2TK
 
     def __call__(self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"] | None = None) -> Array:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -92,6 +94,17 @@ def _tuple(name: str | tuple[str, ...]) -> tuple[str, ...]:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch `[B, T]` over the data axes. Records hold T+1 tokens, so the sequence is split after slicing."""
     return NamedSharding(mesh, PartitionSpec(("replica", "fsdp"), None))
+
+
+def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Traces `function` where the logical axes of activations mean those of the mesh."""
+
+    @functools.wraps(function)
+    def traced(*arguments: Any, **options: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(RULES):
+            return function(*arguments, **options)
+
+    return traced
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -79,7 +79,7 @@ class Checkpoints:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
-            raise UserError(f"checkpoints cannot be kept in {self._directory}: {_reason(error)}") from error
+            raise UserError(f"checkpoints cannot be kept in {self._directory}: {reason(error)}") from error
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -115,8 +115,8 @@ class Checkpoints:
         self.wait()
         record = {"meta": {**meta, "versions": versions()}, "arrays": _described(state, digests(state))}
         record = json.loads(json.dumps(record))  # as it will be read: tuples are lists, keys are strings
-        sealed = ocp.args.JsonSave({**record, "sha256": _sha256(record)})
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=sealed)
+        record["sha256"] = _sha256(record)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         self._saving = step
         self._or_user_error(lambda: self._manager.save(step, args=args, force=True))
         return True
@@ -131,7 +131,7 @@ class Checkpoints:
         except Exception as error:  # whatever prevents a save, people read of it in one line
             self._manager.reload()
             raise UserError(
-                f"checkpoint {self._saving} could not be written to {self._directory}: {_reason(error)}"
+                f"checkpoint {self._saving} could not be written to {self._directory}: {reason(error)}"
             ) from error
 
     def close(self) -> None:
@@ -205,8 +205,7 @@ class Checkpoints:
 
     def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         record = self._item(step, "record", ocp.args.JsonRestore())
-        claimed = record.pop("sha256", None) if isinstance(record, dict) else None
-        if claimed is None or claimed != _sha256(record):
+        if not sealed(record):
             raise _DamagedError("its record has changed since it was written")
         mismatch = _mismatch(record["arrays"], _described(abstract_state))
         if mismatch:
@@ -224,7 +223,7 @@ class Checkpoints:
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # the machine's trouble, not the checkpoint's
         except Exception as error:  # a damaged file shows itself in many ways
-            raise _DamagedError(f"its {name} cannot be read: {_reason(error)}") from error
+            raise _DamagedError(f"its {name} cannot be read: {reason(error)}") from error
 
     def _set_aside(self, step: int) -> None:
         target = self._directory / f"{step}.damaged"
@@ -285,11 +284,18 @@ def _and_more(items: list[str]) -> str:
     return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
 
 
+def sealed(record: Any) -> bool:
+    """Whether a checkpoint's record is what was written."""
+    if not isinstance(record, dict):
+        return False
+    return record.get("sha256") == _sha256({key: value for key, value in record.items() if key != "sha256"})
+
+
 def _sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What went wrong, on one line. Libraries nest "where: why", so that a long text is cut before its end."""
     text = " ".join(ANNOTATION.sub("", str(error)).split())
     if len(text) > LONGEST_REASON:

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxstab import data
+from jaxstab import data, scale
 from jaxstab.config import ConfigError, UserError
-from jaxstab.evaluate import evaluate, generate
+from jaxstab.evaluate import Sampling, evaluate, generate, padded
 from jaxstab.logging import RunLogger, read_metrics
 from jaxstab.logging.run import METRICS
 from jaxstab.train.config import Config
@@ -99,17 +99,17 @@ class Evaluation:
     def _sample(self, step: int, weights: Any) -> str:
         config, tokenizer = self.program.setup.config, self.corpus.tokenizer
         prompt = prompt_of(config, tokenizer)
-        tokens = generate(
+        (tokens,) = scale.on_mesh(self.program.setup.mesh, generate)(
             self.program.setup.model,
             weights,
-            prompt,
+            *padded([prompt]),
             jax.random.fold_in(jax.random.key(config.train.seed), step),
             min(config.eval.sample_length, config.model.max_length - len(prompt)),
-            config.eval.temperature,
+            Sampling(config.eval.temperature),
             vocabulary=tokenizer.vocabulary,
             end=tokenizer.end,
         )
-        return tokenizer.decode(np.asarray(tokens)[1:].tolist())
+        return tokenizer.decode([*prompt[1:], *np.asarray(tokens)])
 
 
 def prepare_texts(config: Config) -> dict[str, data.PackedSplit]:

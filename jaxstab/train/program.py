@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
@@ -55,7 +54,7 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
     whole, rows = scale.replicated(setup.mesh), scale.batch_sharding(setup.mesh)
 
     def jitted(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        return jax.jit(_on_mesh(setup.mesh, functools.partial(function, setup)), **options)
+        return jax.jit(scale.on_mesh(setup.mesh, functools.partial(function, setup)), **options)
 
     return Program(
         setup=setup,
@@ -63,7 +62,7 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
         ),
         init=jitted(init_state, out_shardings=shardings),
-        prepare=_on_mesh(setup.mesh, functools.partial(prepare, setup, shardings.raw)),
+        prepare=scale.on_mesh(setup.mesh, functools.partial(prepare, setup, shardings.raw)),
         step=jitted(
             packed_step,
             in_shardings=(shardings, rows, whole),
@@ -91,14 +90,3 @@ def prepare(setup: Setup, raw_shardings: Any, state: TrainState, tokens_BS: Int[
         )
         state = state._replace(raw=jax.device_put(raw, raw_shardings))
     return state
-
-
-def _on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Traces `function` where the logical axes of activations mean those of the mesh."""
-
-    @functools.wraps(function)
-    def traced(*arguments: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(scale.RULES):
-            return function(*arguments)
-
-    return traced

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxstab.data import segment_ids
-from jaxstab.evaluate import evaluate, generate
+from jaxstab.evaluate import Sampling, evaluate, generate, padded
+from jaxstab.evaluate.generate import GREEDY
 from jaxstab.initialize import draw, he, scaled
 from jaxstab.model.config import ModelConfig
 from jaxstab.model.embeddings import EmbeddingConfig
@@ -95,27 +96,35 @@ def test_a_loss_beyond_float64_s_exponential_is_still_a_number():
 PROMPT = np.array([3, 1, 4], np.int32)
 
 
+def continuation(seed, length, sampling=GREEDY, model=MODEL, prompt=PROMPT, **options):
+    (tokens,) = generate(
+        Transformer(model), WEIGHTS, *padded([prompt]), jax.random.key(seed), length, sampling, **options
+    )
+    return tokens
+
+
 def test_greedy_text_is_the_argmax_of_each_prefix():
     tokens, apply = PROMPT.tolist(), jax.jit(lambda tokens: Transformer(MODEL).apply({"params": WEIGHTS}, tokens))
     for _ in range(5):
         padding = [0] * (12 - len(tokens))  # one shape; a later token has no say in an earlier position
         logits = apply(np.array([tokens + padding]))
         tokens.append(int(np.argmax(logits[0, len(tokens) - 1])))
-    found = generate(Transformer(MODEL), WEIGHTS, PROMPT, jax.random.key(0), 5)
-    assert found.dtype == jnp.int32 and found.tolist() == tokens
-    assert generate(Transformer(MODEL), WEIGHTS, PROMPT, jax.random.key(9), 5).tolist() == tokens
+    added = continuation(0, 5)
+    assert added.dtype == jnp.int32 and [*PROMPT, *added] == tokens
+    assert continuation(9, 5).tolist() == added.tolist()
 
 
 def test_sampled_text_follows_the_key_and_the_softmax():
-    def sample(key, temperature):
-        return generate(Transformer(MODEL), WEIGHTS, PROMPT, key, 1, temperature)[-1]
+    prompts = padded([PROMPT] * 4000)
 
-    keys = jax.random.split(jax.random.key(0), 4000)
+    def sample(temperature):
+        key = jax.random.key(0)
+        return np.asarray(generate(Transformer(MODEL), WEIGHTS, *prompts, key, 1, Sampling(temperature)))[:, 0]
+
     logits = np.asarray(jax.jit(Transformer(MODEL).apply)({"params": WEIGHTS}, PROMPT[None]))[0, -1]
-    samples = jax.jit(jax.vmap(sample, (0, None)))
     for temperature in (0.7, 5.0):
-        drawn = np.asarray(samples(keys, temperature))
-        np.testing.assert_array_equal(drawn, samples(keys, temperature))
+        drawn = sample(temperature)
+        np.testing.assert_array_equal(drawn, sample(temperature))
         expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
         frequencies = np.bincount(drawn, minlength=VOCABULARY) / len(drawn)
         np.testing.assert_allclose(frequencies, expected, atol=0.04)  # five standard errors at worst
@@ -123,22 +132,21 @@ def test_sampled_text_follows_the_key_and_the_softmax():
 
 def test_padded_ids_are_never_sampled():
     for temperature in (0.0, 50.0):
-        tokens = generate(Transformer(MODEL), WEIGHTS, PROMPT, jax.random.key(0), 21, temperature, vocabulary=5)
-        assert tokens[len(PROMPT) :].max() < 5
-    assert generate(Transformer(MODEL), WEIGHTS, PROMPT, jax.random.key(0), 21, 50.0).max() >= 5
+        assert continuation(0, 21, Sampling(temperature), vocabulary=5).max() < 5
+    assert continuation(0, 21, Sampling(50.0)).max() >= 5
 
 
 def test_a_sample_attends_to_its_document_alone_where_training_does():
     end, prompt = 0, np.array([3, 1, 0, 4, 2], np.int32)  # the padding after a prompt is of end tokens, too
-    masked = Transformer(dataclasses.replace(MODEL, mask_documents=True))
-    apply = jax.jit(lambda tokens, segments: masked.apply({"params": WEIGHTS}, tokens, segments))
+    masked = dataclasses.replace(MODEL, mask_documents=True)
+    apply = jax.jit(lambda tokens, segments: Transformer(masked).apply({"params": WEIGHTS}, tokens, segments))
     tokens = prompt.tolist()
     for _ in range(6):
         padded = np.array([tokens + [7] * (12 - len(tokens))])  # one shape; a later token has no say in earlier ones
         logits = apply(padded, segment_ids(padded, end))
         tokens.append(int(np.argmax(logits[0, len(tokens) - 1])))
-    assert generate(masked, WEIGHTS, prompt, jax.random.key(0), 6, end=end).tolist() == tokens
-    assert generate(Transformer(MODEL), WEIGHTS, prompt, jax.random.key(0), 6).tolist() != tokens
+    assert [*prompt, *continuation(0, 6, model=masked, prompt=prompt, end=end)] == tokens
+    assert [*prompt, *continuation(0, 6, prompt=prompt)] != tokens
 
 
 def test_an_evaluation_can_be_left_between_two_batches():

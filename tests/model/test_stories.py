@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstab.evaluate import generate
+from jaxstab.evaluate import generate, padded
 from jaxstab.model.transformer import Transformer, read_table
 from jaxstab.reparam import reparameterize, wesar
 from tests.stories import load, needs_stories
@@ -22,9 +22,18 @@ def stories():
 
 
 def continuation(config, weights, golden):
-    prompt = jnp.array(golden["prompt_ids"], jnp.int32)
+    prompt = golden["prompt_ids"]
     length = len(golden["greedy_ids_float64"]) - len(prompt)
-    return generate(Transformer(config), weights, prompt, jax.random.key(0), length).tolist()
+    (tokens,) = generate(Transformer(config), weights, *padded([prompt]), jax.random.key(0), length)
+    return [*prompt, *tokens.tolist()]
+
+
+def test_each_token_is_the_argmax_of_a_pass_without_a_cache(stories):
+    config, weights, golden = stories
+    ids = jnp.array([golden["greedy_ids_float64"]])
+    logits = jax.jit(Transformer(config).apply)({"params": weights}, ids)
+    start = len(golden["prompt_ids"])
+    assert jnp.argmax(logits[0, start - 1 : -1], axis=-1).tolist() == golden["greedy_ids_float64"][start:]
 
 
 def test_greedy_text_is_that_of_the_float64_reference(stories):

@@ -1,0 +1,38 @@
+"""main.py generate --workdir=... --prompt=..."""
+
+from absl import flags
+
+from jaxstab.commands.base import WORKDIR, Call, Command, Flag
+from jaxstab.config import ConfigError
+
+FLAGS = (
+    WORKDIR,
+    Flag("step", None, "The checkpoint that is read; by default the newest.", flags.DEFINE_integer),
+    Flag(
+        "prompt",
+        [],
+        "What a text begins with; several are one batch. By default a document's beginning.",
+        flags.DEFINE_multi_string,
+    ),
+    Flag("length", 100, "Tokens that are added at most; a text ends with its document.", flags.DEFINE_integer),
+    Flag("temperature", 0.0, "Of the softmax that tokens are drawn from; 0 takes the likeliest.", flags.DEFINE_float),
+    Flag("top_k", 0, "Draws among so many of the likeliest tokens; 0 is off.", flags.DEFINE_integer),
+    Flag("top_p", 1.0, "Draws among the likeliest tokens of this probability together; 1 is off.", flags.DEFINE_float),
+    Flag("seed", 0, "Of the draws.", flags.DEFINE_integer),
+)
+
+
+def _run(call: Call) -> None:
+    from jaxstab.evaluate import Sampling
+    from jaxstab.train.texts import continued
+    from jaxstab.train.trained import load
+
+    if call["length"] < 1:
+        raise ConfigError(f"--length={call['length']} must be at least 1")
+    sampling = Sampling(call["temperature"], call["top_k"], call["top_p"])
+    trained = load(call.required("workdir", "runs/first"), call["step"])
+    for text in continued(trained, call["prompt"] or [""], call["length"], sampling, call["seed"]):
+        print(text)
+
+
+COMMAND = Command("continues each --prompt with the model in --workdir, as one batch", _run, FLAGS, config=False)

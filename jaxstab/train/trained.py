@@ -1,0 +1,133 @@
+"""A trained model: the weights of a checkpoint, with the config and the tokenizer that they were trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from jaxstab import data, scale
+from jaxstab.config import UserError, from_flat
+from jaxstab.model.transformer import Transformer
+from jaxstab.table import Weights
+from jaxstab.train.checkpoint import reason, sealed
+from jaxstab.train.config import Config
+from jaxstab.train.digests import digests, leaves_by_path
+from jaxstab.train.setup import attention_kernel, reparameterized
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model.
+
+    Attributes:
+      config: of its run.
+      step: of the checkpoint.
+      mesh: over this machine's devices, whatever it was trained on.
+      model: called as `model.apply({"params": weights}, tokens, ...)`, on the mesh.
+      weights: effective, float32.
+      tokenizer: of its run.
+    """
+
+    config: Config
+    step: int
+    mesh: Mesh
+    model: Transformer
+    weights: Weights
+    tokenizer: data.Tokenizer
+
+
+def load(workdir: str | Path, step: int | None = None) -> Trained:
+    """Reads the weights of a run's checkpoint, and nothing else of it; the run may be at work.
+
+    Args:
+      workdir: of a run.
+      step: of the checkpoint; None takes the newest.
+
+    Raises:
+      UserError: there is no such checkpoint, it is damaged, or the tokenizer isn't there or isn't that of the run.
+    """
+    path = checkpoint_of(Path(workdir), step)
+    record = read_record(path)
+    config = _config(path, record)
+    tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)
+    if tokenizer.digest != record["meta"]["tokenizer_digest"]:
+        raise UserError(f"data.tokenizer={config.data.tokenizer} isn't the tokenizer that {workdir} was trained with")
+    mesh = scale.make_mesh(scale.MeshConfig(fsdp=-1))
+    kernel = attention_kernel(config.model, mesh, needs_logits=False)
+    model = Transformer(dataclasses.replace(config.model, attention=kernel))
+    return Trained(config, int(path.name), mesh, model, read_weights(path, record, config, mesh), tokenizer)
+
+
+def checkpoint_of(workdir: Path, step: int | None = None) -> Path:
+    """The directory of a checkpoint, absolute; the newest where no step is given. Raises UserError where none is."""
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoint: --workdir takes the directory of a run")
+    if step is not None and step not in steps:
+        raise UserError(f"{workdir} has no checkpoint of step {step}; there is: {', '.join(map(str, steps))}")
+    return (workdir / "checkpoints" / str(steps[-1] if step is None else step)).absolute()
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What was saved beside the arrays of a checkpoint; raises UserError where it has changed since."""
+    try:
+        record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "record")
+    except Exception as error:  # a damaged file shows itself in many ways
+        raise UserError(f"the record of {path} can't be read: {reason(error)}") from error
+    if not sealed(record):
+        raise UserError(f"checkpoint {path} is damaged: its record has changed since it was written")
+    return record
+
+
+def _config(path: Path, record: dict[str, Any]) -> Config:
+    try:
+        return from_flat(Config, record["meta"]["config"])
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f"the config of {path} can't be used: {reason(error)}") from error
+
+
+def read_weights(path: Path, record: dict[str, Any], config: Config, mesh: Mesh) -> Weights:
+    """The effective weights of a checkpoint, on a mesh; its moments stay on the disk. Raises UserError."""
+    table, _, reparam = reparameterized(config)
+    raw, state = jax.eval_shape(reparam.init, jax.tree.map(_shape, table), jax.random.key(0))
+    shardings = scale.shardings(reparam.table, mesh), jax.tree.map(lambda _: scale.replicated(mesh), state)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), (raw, state), shardings
+    )
+    part = _read_part(path, record, dict(zip(("raw", "reparam"), abstract, strict=True)))
+    merge = jax.jit(reparam.merge, out_shardings=scale.shardings(table, mesh), donate_argnums=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Some donated buffers")  # gates, which no weight can take the place of
+        return merge(part["raw"], part["reparam"])
+
+
+def _shape(row: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(row.shape, np.float32)
+
+
+def _read_part(path: Path, record: dict[str, Any], abstract: dict[str, Any]) -> dict[str, Any]:
+    """Some of a checkpoint's arrays, checked by their digests."""
+    wanted = {**abstract, "reparam": list(abstract["reparam"])}  # as Orbax keeps a tuple
+    missing = next((name for name in leaves_by_path(wanted) if name not in record["arrays"]), None)
+    if missing:
+        raise UserError(f"checkpoint {path} is of another model: {missing} is missing there")
+    arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+    try:
+        part = ocp.PyTreeCheckpointer().restore(
+            path / "state", args=ocp.args.PyTreeRestore(wanted, restore_args=arguments, partial_restore=True)
+        )
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # the machine's trouble, not the checkpoint's
+    except Exception as error:  # a damaged checkpoint shows itself in many ways
+        raise UserError(f"the weights of {path} can't be read: {reason(error)}") from error
+    changed = [name for name, digest in digests(part).items() if digest != record["arrays"][name]["digest"]]
+    if changed:
+        raise UserError(f"checkpoint {path} is damaged: {changed[0]} is not what was written")
+    return {**part, "reparam": tuple(part["reparam"])}
