@@ -100,7 +100,7 @@ def by_itself(program: Program, state: TrainState, rounds: int = 15) -> float:
         if not light:
             return norms
         new_weights = program.setup.reparam.merge(optax.apply_updates(raw, updates), state.reparam)
-        return norms, stability.step_statistics(
+        statistics = stability.step_statistics(
             table,
             stored_table,
             raw=raw,
@@ -112,6 +112,8 @@ def by_itself(program: Program, state: TrainState, rounds: int = 15) -> float:
             new_weights=new_weights,
             eps=program.setup.config.optimizer.eps,
         )
+        statistics |= stability.vector_statistics(stored_table, raw, raw_gradients, updates)
+        return norms, statistics | stability.state_statistics(stored_table, raw, updates, state.optimizer, clipped)
 
     def seconds(light: bool) -> float:
         start = time.perf_counter()

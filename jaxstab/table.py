@@ -219,3 +219,17 @@ def by_role(function: Callable[..., Any], table: Table[Side], *trees: Tree[Side]
         if row.is_matrix:
             results[row.role if row.role not in results else row.path] = function(row, *leaves)
     return results
+
+
+def named_rows(table: Table[Side]) -> dict[str, Row]:
+    """Every row by its name: a matrix's is its role, as in `by_role`, that of any other parameter its path."""
+    by: dict[str, Row] = {}
+    for row in rows(table):
+        by[row.role if row.is_matrix and row.role not in by else row.path] = row
+    return by
+
+
+def by_name(function: Callable[..., Any], table: Table[Side], *trees: Tree[Side]) -> dict[str, Any]:
+    """Applies `function(row, *leaves)` to every parameter and returns {name: result}."""
+    flat = [leaves_of(table, tree) for tree in trees]
+    return {name: function(row, *leaves) for (name, row), *leaves in zip(named_rows(table).items(), *flat, strict=True)}

@@ -1,6 +1,6 @@
 """From documents to batches: sources, tokenizers, packed records, and the batch at a position."""
 
-from jaxstab.data.batches import Batches, read_ahead, segment_ids
+from jaxstab.data.batches import Batches, batch_digest, read_ahead, segment_ids
 from jaxstab.data.cache import Prepared, prepare
 from jaxstab.data.config import DataConfig
 from jaxstab.data.making import prepare_tfds, train_tokenizer
@@ -13,6 +13,7 @@ __all__ = [
     "PackedSplit",
     "Prepared",
     "Tokenizer",
+    "batch_digest",
     "load_tokenizer",
     "prepare",
     "prepare_tfds",

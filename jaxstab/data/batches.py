@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -62,6 +63,27 @@ def read_ahead(make: Callable[[int], Batch], positions: Iterable[int], ahead: in
             yield ready.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def batch_digest(tokens_BS: Any) -> Any:
+    """A number by which batches are told apart: the same for the same tokens in the same places, on host and device.
+
+    The sum of all tokens, each times a random odd number of its row and one of its column, modulo 2³², of which the
+    upper 24 bits are kept, so that a float32 holds it.
+
+    Args:
+        tokens_BS: int [B, S], a NumPy or JAX array.
+
+    Returns:
+        A uint32 below 2²⁴, of the same kind.
+    """
+    by_row = (tokens_BS.astype("uint32") * _odd_numbers(tokens_BS.shape[1], 1)).sum(axis=1, dtype="uint32")
+    return (by_row * _odd_numbers(tokens_BS.shape[0], 2)).sum(dtype="uint32") >> 8
+
+
+@functools.cache
+def _odd_numbers(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 1 << 32, count, np.uint32) | np.uint32(1)
 
 
 def segment_ids(tokens_BT: Any, end: int) -> Any:

@@ -35,6 +35,7 @@ SPIKES = "Overview/spikes"
 LAYER_LINES = 8
 LAYER_TAG = re.compile(r"(.+)/(layer_\d+|(min|max)_over_layers)")
 HEAT_MAPS = ("update_ratio", "grad_norm_effective", "max_attention_logit")
+HIDDEN = "stability/sketch/"  # numbers that say something to a program alone
 HEAT_MAPS_PER_RUN = 100
 SECONDS_BETWEEN_HEAT_MAPS = 60  # a heat map takes about a tenth of a second to draw
 OBSERVATION = ("eval", "checkpoint", "log")  # sections of the config that change nothing of what is trained
@@ -79,7 +80,10 @@ class Dashboard:
     def train(self, step: int, scalars: Mapping[str, float], arrays: Mapping[str, np.ndarray]) -> None:
         """Writes those metrics of a step that are due: each once in `every` steps, all of them at the last step."""
         self._spikes += bool(scalars.get("train/spike"))
-        due: dict[str, Any] = {**scalars, **arrays}
+        due: dict[str, Any] = {
+            **scalars,
+            **{name: each for name, each in arrays.items() if not name.startswith(HIDDEN)},
+        }
         if step != self._total:
             due = self._thinner(step, due)
         vectors = {name: due.pop(name) for name in arrays if name in due}

@@ -7,6 +7,7 @@ from jaxstab.stability.full import weight_statistics
 from jaxstab.stability.gradients import gradient_statistics
 from jaxstab.stability.guard import DEVIATIONS, Guard, advance, detector_metrics, judge, start
 from jaxstab.stability.norms import gates, global_norm, matrix_rms, nonfinite_fraction, update_ratio
+from jaxstab.stability.sketches import state_statistics, vector_statistics
 from jaxstab.stability.spectra import jacobian_norm, spectral_norm, stable_rank
 from jaxstab.stability.spikes import deviations_over
 from jaxstab.stability.step_statistics import step_statistics
@@ -32,11 +33,13 @@ __all__ = [
     "spectral_norm",
     "stable_rank",
     "start",
+    "state_statistics",
     "step_statistics",
     "tev",
     "tev_histogram",
     "token_variabilities",
     "token_variability",
     "update_ratio",
+    "vector_statistics",
     "weight_statistics",
 ]

@@ -192,8 +192,11 @@ def farthest(steps: list[Remembered]) -> list[tuple[float, str, float, float]]:
     for _, scalars, arrays in steps:
         for name, value in scalars.items():
             series[name].append(float(value))
-        for name, vector in arrays.items():  # an effective measurement often is the stored one, up to a gate
-            if "_effective/" in name:
+        for (
+            name,
+            vector,
+        ) in arrays.items():  # an effective one often is the stored one up to a gate; a sketch has no scale
+            if "_effective/" in name or "/sketch/" in name:
                 continue
             for layer, value in enumerate(vector):
                 series[f"{name}/{layer}"].append(float(value))

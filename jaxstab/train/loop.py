@@ -169,6 +169,7 @@ class Trainer:
         step, (scalars, arrays) = dispatched.step, unpack(*dispatched.packed)
         length = self.inputs.length(step)
         scalars["train/tokens"] = float(self.inputs.tokens_up_to(step))
+        scalars |= self.inputs.metrics(step)
         scalars["train/perplexity"] = float(np.exp(np.minimum(scalars["train/loss"], 700)))
         speed = self.config.train.batch_size * length / dispatched.seconds.result()
         scalars["train/tokens_per_second"] = speed

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jaxstab import stability
+from jaxstab import data, stability
 from jaxstab.model.loss import LossSums
 from jaxstab.numerics import widened
 from jaxstab.optimize import Hypers
@@ -67,6 +67,7 @@ def train_step(
         "train/spike": verdict.spike,
         "train/skipped": ~verdict.taken,
         "train/halted": guard.halted,
+        "train/batch_digest": data.batch_digest(tokens_BS).astype(jnp.float32),
     }
     scalars |= stability.detector_metrics(state.guard, readings_Q, position)
     scalars = {name: widened(value) for name, value in scalars.items()}
@@ -83,6 +84,10 @@ def train_step(
         updates=updates,
         new_weights=None if reparam.constant else reparam.effective(new_raw, reparam_state)[0],
         eps=config.optimizer.eps,
+    )
+    statistics |= stability.vector_statistics(setup.stored_table, state.raw, raw_gradients, updates)
+    statistics |= stability.state_statistics(
+        setup.stored_table, state.raw, next_state.raw, state.optimizer, clipped_raw_gradients
     )
     measured, vectors = scalars_and_vectors(statistics)
     return next_state, (scalars | measured, vectors)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxstab import data, scale
 from jaxstab.optimize import Hypers
@@ -36,6 +36,8 @@ class StepInputs:
         self._size = train.batch_size
         self.lengths = length_schedule(train.warmup_lengths, train.length_warmup, program.setup.config.data.length)
         self._hypers = functools.cache(functools.partial(hypers, program))
+        self._frequencies = unigram_log_frequencies(split, program.setup.config.model.vocabulary)
+        self._metrics: dict[int, dict[str, float]] = {}
 
     def records(self, step: int) -> list[int]:
         """The split's records in the batch of a step."""
@@ -61,11 +63,38 @@ class StepInputs:
     def ahead(self, first: int, last: int) -> Iterator[Int[Array, "B T+1"]]:
         """The batches of steps `first` to `last`, on the devices ahead of time."""
         sharding = scale.batch_sharding(self._program.setup.mesh)
-        return data.read_ahead(lambda step: jax.device_put(self.tokens(step), sharding), range(first, last + 1))
+
+        def read(step: int) -> Int[Array, "B T+1"]:
+            tokens = self.tokens(step)
+            self._metrics[step] = self._described(step, tokens)
+            return jax.device_put(tokens, sharding)
+
+        return data.read_ahead(read, range(first, last + 1))
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What is told of a step's batch, once: its place in the data, the digest that the records of that place have,
+        read for this alone, and the loss that knowing how frequent tokens are would have on it."""
+        return self._metrics.pop(step, None) or self._described(step, self.tokens(step))
+
+    def _described(self, step: int, tokens: Int[np.ndarray, "B T+1"]) -> dict[str, float]:
+        asked = self._batches.records(self.position(step), self._size)[:, : self.length(step) + 1]
+        return {
+            "train/position": float(self.position(step)),
+            "train/batch_digest_asked": float(data.batch_digest(asked)),
+            "train/unigram_loss": float(-self._frequencies[tokens[:, 1:]].mean()),
+        }
 
     def hypers(self, step: int) -> Hypers:
         """The traced hyper-parameters of a step; the rates are on the devices."""
         return self._hypers(*self._journal.rates_after_rollback(step))._replace(position=np.int32(step - 1))
+
+
+def unigram_log_frequencies(split: data.PackedSplit, vocabulary: int, most: int = 256) -> Float[np.ndarray, " V"]:
+    """The logarithm of each token's frequency in at most `most` records, evenly spaced over a split, each counted once
+    more than it occurs."""
+    indices = np.linspace(0, len(split) - 1, min(most, len(split))).astype(int)
+    counts = 1.0 + np.bincount(split.read(indices).ravel(), minlength=vocabulary)
+    return np.log(counts / counts.sum())
 
 
 def hypers(program: Program, factor: float = 1.0, max_norm: float = 0.0) -> Hypers:

@@ -4,12 +4,13 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxstab.config import UserError
-from jaxstab.data import Batches, PackedSplit, prepare, read_ahead, segment_ids
+from jaxstab.data import Batches, PackedSplit, batch_digest, prepare, read_ahead, segment_ids
 
 
 @pytest.fixture
@@ -113,3 +114,11 @@ def test_segments_change_after_an_end_token(array):
     segments_BT = segment_ids(tokens_BT, end=9)
     assert segments_BT.dtype == np.int32
     assert segments_BT.tolist() == [[0, 0, 1, 1, 1, 2, 3], [0] * 7]
+
+
+def test_a_batch_has_one_digest_on_host_and_device_and_another_one_if_anything_moves():
+    tokens = np.random.default_rng(0).integers(0, 50_000, (8, 33)).astype(np.int32)
+    digest = int(batch_digest(tokens))
+    assert digest == int(jax.jit(batch_digest)(tokens)) == int(np.float32(digest)) < 1 << 24
+    others = [tokens[::-1], tokens[:, ::-1], tokens + 1, np.where(np.arange(33) == 5, tokens + 1, tokens)]
+    assert len({digest, *(int(batch_digest(other)) for other in others)}) == 5
