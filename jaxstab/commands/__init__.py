@@ -1,6 +1,6 @@
 """The commands of main.py, one file each; what a command needs is imported when it runs."""
 
-from jaxstab.commands import compare, data, describe, diagnose, generate, tev, train
+from jaxstab.commands import compare, data, describe, diagnose, evaluate, generate, tev, train
 from jaxstab.commands.base import WORKDIR, Call, Command, Flag, overrides
 
 COMMANDS = {
@@ -9,6 +9,7 @@ COMMANDS = {
     "diagnose": diagnose.COMMAND,
     "tev": tev.COMMAND,
     "compare": compare.COMMAND,
+    "evaluate": evaluate.COMMAND,
     "generate": generate.COMMAND,
     "data tokenizer": data.TOKENIZER,
     "data prepare": data.PREPARE,

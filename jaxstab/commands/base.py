@@ -99,3 +99,4 @@ def refuse_idle(overridden: Sequence[str], config: Config) -> None:
 
 
 WORKDIR = Flag("workdir", None, "Where the run is kept.")
+STEP = Flag("step", None, "The checkpoint that is read; by default the newest.", flags.DEFINE_integer)

@@ -2,12 +2,12 @@
 
 from absl import flags
 
-from jaxstab.commands.base import WORKDIR, Call, Command, Flag
+from jaxstab.commands.base import STEP, WORKDIR, Call, Command, Flag
 from jaxstab.config import ConfigError
 
 FLAGS = (
     WORKDIR,
-    Flag("step", None, "The checkpoint that is read; by default the newest.", flags.DEFINE_integer),
+    STEP,
     Flag(
         "prompt",
         [],
@@ -23,15 +23,14 @@ FLAGS = (
 
 
 def _run(call: Call) -> None:
-    from jaxstab.evaluate import Sampling
-    from jaxstab.train.texts import continued
+    from jaxstab.evaluate import Sampling, continued
     from jaxstab.train.trained import load
 
     if call["length"] < 1:
         raise ConfigError(f"--length={call['length']} must be at least 1")
     sampling = Sampling(call["temperature"], call["top_k"], call["top_p"])
-    trained = load(call.required("workdir", "runs/first"), call["step"])
-    for text in continued(trained, call["prompt"] or [""], call["length"], sampling, call["seed"]):
+    lm = load(call.required("workdir", "runs/first"), call["step"])
+    for text in continued(lm, call["prompt"] or [""], call["length"], sampling, call["seed"]):
         print(text)
 
 

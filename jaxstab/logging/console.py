@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+SECONDS = 30.0  # between two lines of a loop, off a terminal
 
 
 def say(console: Console, text: str) -> None:
     """Prints a line as it is: nothing in it is markup, and it isn't broken."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def shown(console: Console, title: str) -> Callable[[Sequence[Item]], Iterator[Item]]:
+    """Shows how far a loop is and how long it will take: a bar on a terminal, lines now and then elsewhere."""
+
+    def bar(items: Sequence[Item]) -> Iterator[Item]:
+        columns = (TextColumn(title, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            yield from progress.track(items)
+
+    def lines(items: Sequence[Item]) -> Iterator[Item]:
+        start = told = time.monotonic()
+        for number, item in enumerate(items):
+            yield item
+            now = time.monotonic()
+            if now - told >= SECONDS:
+                told, left = now, (now - start) / (number + 1) * (len(items) - number - 1)
+                say(console, f"{title}: {number + 1}/{len(items)}, {_clock(left)} left")
+
+    return bar if console.is_terminal else lines
 
 
 class RunConsole:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxstab import data, scale
 from jaxstab.config import UserError, from_flat
+from jaxstab.evaluate import LanguageModel
 from jaxstab.model.transformer import Transformer
 from jaxstab.table import Weights
 from jaxstab.train.checkpoint import reason, sealed
@@ -23,24 +24,16 @@ from jaxstab.train.setup import attention_kernel, reparameterized
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """A trained model.
+class Trained(LanguageModel):
+    """A trained model, on this machine's devices, whatever it was trained on.
 
     Attributes:
       config: of its run.
       step: of the checkpoint.
-      mesh: over this machine's devices, whatever it was trained on.
-      model: called as `model.apply({"params": weights}, tokens, ...)`, on the mesh.
-      weights: effective, float32.
-      tokenizer: of its run.
     """
 
     config: Config
     step: int
-    mesh: Mesh
-    model: Transformer
-    weights: Weights
-    tokenizer: data.Tokenizer
 
 
 def load(workdir: str | Path, step: int | None = None) -> Trained:
@@ -62,7 +55,7 @@ def load(workdir: str | Path, step: int | None = None) -> Trained:
     mesh = scale.make_mesh(scale.MeshConfig(fsdp=-1))
     kernel = attention_kernel(config.model, mesh, needs_logits=False)
     model = Transformer(dataclasses.replace(config.model, attention=kernel))
-    return Trained(config, int(path.name), mesh, model, read_weights(path, record, config, mesh), tokenizer)
+    return Trained(mesh, model, read_weights(path, record, config, mesh), tokenizer, config, int(path.name))
 
 
 def checkpoint_of(workdir: Path, step: int | None = None) -> Path:

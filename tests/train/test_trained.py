@@ -9,6 +9,7 @@ import pytest
 
 import main
 from jaxstab.config import UserError
+from jaxstab.evaluate import wikitext
 from jaxstab.model.transformer import Transformer
 from jaxstab.train.checkpoint import CheckpointConfig, Checkpoints
 from jaxstab.train.program import build
@@ -104,3 +105,22 @@ def test_another_tokenizer_is_refused(unbroken, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizers.ByteTokenizer, "digest", json.dumps("another"))
     with pytest.raises(UserError, match="isn't the tokenizer"):
         load(unbroken)
+
+
+def test_evaluate_measures_a_workdir(unbroken, tmp_path, capsys):
+    (tmp_path / "wikitext-2").mkdir()
+    (tmp_path / "wikitext-2" / "wiki.test.tokens").write_text(" = Loss = \n the loss of a layer\n")
+    out = tmp_path / "results.json"
+    flags = f"--workdir={unbroken}", f"--data={tmp_path}", "--tasks=wikitext", f"--results={out}"
+    assert main.main(["main.py", "evaluate", *flags]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    record = json.loads(out.read_text())
+    (lm, text) = load(unbroken), wikitext.read(tmp_path)
+    expected = wikitext.wikitext(lm, text)
+    assert record["step"] == 8 and [result["value"] for result in record["results"]] == [e.value for e in expected]
+    assert [line.split()[:2] for line in printed] == [[each.task, each.metric] for each in expected]
+
+
+def test_evaluate_says_what_is_missing(unbroken, tmp_path, capsys):
+    assert main.main(["main.py", "evaluate", f"--workdir={unbroken}", f"--data={tmp_path}"]) == 1
+    assert "wikitext-2/test.txt is missing" in capsys.readouterr().err
