@@ -6,12 +6,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from jaxstab.commands import COMMANDS, WORKDIR, Call, Flag, overrides
-from jaxstab.config import ConfigError, UserError, declared, flatten, unknown
+from jaxstab.config import ConfigError, UserError, declared, flatten, to_config_dict, unknown
 from jaxstab.train.signals import Stopped
 
 CONFIG = Flag("config", None, "Path of a config file; --config.key=value changes a key of it.")
@@ -51,7 +52,8 @@ def parse(argv: Sequence[str]) -> Call:
     argv = _overrides_checked(argv)
     values = _defined(argv)
     first = COMMANDS.get(argv[1]) if argv[1:] else None
-    file = _config_file(argv) if first is None or first.config else ""
+    saves = isinstance(values[CONFIG.name].value, ConfigDict)
+    file = _config_file(argv) if (first is None or first.config) and not saves else ""
     try:
         positional = values(argv)[1:]
     except UserError:
@@ -72,9 +74,12 @@ def parse(argv: Sequence[str]) -> Call:
 def _defined(argv: Sequence[str]) -> flags.FlagValues:
     """The flags of all commands: which command it is, is known only when they are parsed."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        CONFIG.name, CONFIG.default, CONFIG.help, flag_values=values, lock_config=True, sys_argv=list(argv)
-    )
+    own: Any = {"flag_values": values, "lock_config": True, "sys_argv": list(argv)}
+    saved = _saved_config(argv)
+    if saved is None:
+        config_flags.DEFINE_config_file(CONFIG.name, CONFIG.default, CONFIG.help, **own)
+    else:
+        config_flags.DEFINE_config_dict(CONFIG.name, saved, CONFIG.help, **own)
     every = {flag.name: flag for command in COMMANDS.values() for flag in command.flags}
     for flag in (DEBUG, *every.values()):
         flag.define(flag.name, flag.default, flag.help, flag_values=values)
@@ -126,17 +131,37 @@ def _overrides_checked(argv: Sequence[str]) -> list[str]:
     return checked
 
 
+def _saved_config(argv: Sequence[str]) -> ConfigDict | None:
+    """The config of the run in --workdir, where a run goes on without --config; None elsewhere."""
+    from jaxstab.train.workdir import CONFIG as SAVED
+    from jaxstab.train.workdir import saved_config
+
+    goes_on = argv[1:2] in ([], ["train"]) or argv[1].startswith("-")
+    workdir = _value(argv, "workdir")
+    if not goes_on or _value(argv, "config") is not None or workdir is None or not (Path(workdir) / SAVED).is_file():
+        return None
+    return to_config_dict(saved_config(Path(workdir)))
+
+
+def _value(argv: Sequence[str], flag: str) -> str | None:
+    """What --flag=value or --flag value gives; None where it isn't there."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        given = re.match(rf"--?{flag}(=|$)", argument)
+        if given:
+            return argument[given.end() :] if given[1] else following
+    return None
+
+
 def _config_file(argv: Sequence[str]) -> str:
     """The path that --config gives; raises ConfigError where there is none, or no such file."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        given = re.match(r"--?config(=|$)", argument)
-        if given:
-            path = (argument[given.end() :] if given[1] else following).split(":")[0]
-            if not Path(path).is_file():
-                raise ConfigError(
-                    f"there is no file {path}, which --config names: for instance --config=configs/quickstart.py"
-                )
-            return path
+    given = _value(argv, "config")
+    if given is not None:
+        path = given.split(":")[0]
+        if not Path(path).is_file():
+            raise ConfigError(
+                f"there is no file {path}, which --config names: for instance --config=configs/quickstart.py"
+            )
+        return path
     raise ConfigError("--config is missing: for instance --config=configs/quickstart.py")
 
 

@@ -1,7 +1,8 @@
 """A method's name stands in its own file and in the file of its registry, and nowhere else.
 
 What other rooms have to know of a method, the method declares: `Projection.shrinks`, `Placement.norms`,
-`Method.constant`. Advice for people may name one, as in "optimizer.projection.method=qk_clip".
+`Method.constant`. Advice for people may name one, as in "optimizer.projection.method=qk_clip", and
+a family of models from elsewhere names those that it is made of, as a config does.
 """
 
 import ast
@@ -12,7 +13,7 @@ import jaxstab
 from jaxstab.train.document import REGISTRIES
 
 PACKAGE = Path(jaxstab.__file__).parent
-FILES = [*sorted(PACKAGE.rglob("*.py")), PACKAGE.parent / "main.py"]
+FILES = [*sorted(set(PACKAGE.rglob("*.py")) - set(PACKAGE.glob("exchange/families/*.py"))), PACKAGE.parent / "main.py"]
 # Registered names that are words with other meanings: these count only beside the key that chooses a method.
 WORDS = {
     *("identity", "he", "small", "normal", "plain", "unit", "scaled", "detach", "pre", "post", "reordered", "none"),

@@ -1,12 +1,13 @@
 """The commands of main.py, one file each; what a command needs is imported when it runs."""
 
-from jaxstab.commands import compare, data, describe, diagnose, evaluate, generate, tev, train
+from jaxstab.commands import compare, data, describe, diagnose, evaluate, generate, import_, tev, train
 from jaxstab.commands.base import WORKDIR, Call, Command, Flag, overrides
 
 COMMANDS = {
     "train": train.COMMAND,
     "describe": describe.COMMAND,
     "diagnose": diagnose.COMMAND,
+    "import": import_.COMMAND,
     "tev": tev.COMMAND,
     "compare": compare.COMMAND,
     "evaluate": evaluate.COMMAND,

@@ -58,13 +58,14 @@ def replay(workdir: str | Path, name: str, console: Console) -> Diagnosis:
     with workdirs.alone(workdir), Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
         start = _before(record, checkpoints)
         measured = points(start + 1, end)
-        origin = f"checkpoint {start}" if start else "the initial state"
+        is_saved = start in checkpoints.steps()
+        origin = f"checkpoint {start}" if is_saved else "the initial state"
         console.print(
             f"Replaying steps {start + 1} to {end} from {origin}, with full measurements at "
             f"{', '.join(map(str, measured))}. Compiling ...",
             soft_wrap=True,
         )
-        state = checkpoints.restore(start, program.abstract_state)[0] if start else program.init(config.train.seed)
+        state = checkpoints.restore(start, program.abstract_state)[0] if is_saved else inputs.initial_state()
     replayed = _taken_again(program, inputs, state, start, end, measured, console)
     console.print(_compared(replayed, read_metrics(path / METRICS)), soft_wrap=True)
     return diagnose(_written(path, replayed, start))
@@ -90,8 +91,6 @@ def _taken_again(
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("steps", total=end - start)
         for step, tokens in enumerate(inputs.ahead(start + 1, end), start + 1):
-            if step == 1:
-                state = program.prepare(state, tokens)
             more = [pack(*program.measure(state, tokens))] if step in measured else []
             state, metrics = program.step(state, tokens, inputs.hypers(step))
             replayed[step] = unpack(metrics, *more)

@@ -53,7 +53,11 @@ def _train(config: Config, workdir: Path, console: Console) -> None:
     corpus, texts = data.prepare(config.data), prepare_texts(config)
     data.Batches(corpus.train, config.data.seed).records(0, config.train.batch_size)  # raises where there are too few
     identity = {"tokenizer_digest": corpus.tokenizer.digest, "data_digest": corpus.digest}
-    warn, pinned = functools.partial(say, console), functools.partial(incidents.pinned, workdir)
+    warn = functools.partial(say, console)
+
+    def pinned() -> set[int]:
+        return incidents.pinned(workdir) | {0}  # the state of step 0 may have been imported
+
     workdirs.claim(workdir, config, identity, warn)
     evaluation = Evaluation(program, corpus, texts)
     with Checkpoints(workdir / "checkpoints", config.checkpoint, warn, pinned) as checkpoints:
@@ -87,7 +91,7 @@ def _attempt(
         return False
     inputs = StepInputs(program, corpus.train, journal)
     say(console, messages.plan(program, corpus, inputs, workdir, start))
-    state = restored[1] if restored else program.init(config.train.seed)
+    state = restored[1] if restored else inputs.initial_state()
     del restored
     total, settings = config.total_steps, flatten(config)
     with (
@@ -154,8 +158,6 @@ class Trainer:
 
     def _dispatch(self, step: int, state: TrainState, tokens: Any) -> tuple[TrainState, _Dispatched]:
         """Starts a step, without waiting for it."""
-        if step == 1:
-            state = self.program.prepare(state, tokens)
         measured = []
         if self._measurement_due(step):
             measured = [jax.block_until_ready(pack(*self.program.measure(state, tokens)))]

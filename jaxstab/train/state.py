@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxstab import initialize, optimize, scale, stability
-from jaxstab.table import Raw
+from jaxstab.reparam import reparameterize
+from jaxstab.table import Raw, Weights
 from jaxstab.train.setup import Setup
 
 
@@ -35,12 +36,30 @@ class TrainState(NamedTuple):
 def init_state(setup: Setup, seed: Any) -> TrainState:
     """The state before the first step, of a seed that may be traced."""
     key = jax.random.key(seed)
-    raw, state = setup.reparam.init(initialize.draw(key, setup.table), jax.random.fold_in(key, 1))
+    return _begun(setup, *setup.reparam.init(initialize.draw(key, setup.table), jax.random.fold_in(key, 1)))
+
+
+def wrapped_state(setup: Setup, weights: Weights) -> TrainState:
+    """The state before the first step from given effective weights, on the setup's mesh.
+
+    A stored matrix is scaled by the standard deviation that its weight has, not by one that a draw would have had.
+    """
+    measured: Any = jax.tree.map(lambda row: row.replace(std=None), setup.table)
+    reparam = reparameterize(measured, *setup.methods)
+
+    def begin(weights: Weights) -> TrainState:
+        return _begun(setup, *reparam.init(weights, jax.random.fold_in(jax.random.key(setup.config.train.seed), 1)))
+
+    shardings = state_shardings(setup, jax.eval_shape(begin, weights))
+    return jax.jit(begin, out_shardings=shardings)(weights)
+
+
+def _begun(setup: Setup, raw: Raw, reparam: Any) -> TrainState:
     optimizer = setup.optimizer
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         raw=raw,
-        reparam=state,
+        reparam=reparam,
         clip=optimizer.clip.init(raw),
         optimizer=optimizer.update.init(raw),
         guard=stability.start(),

@@ -19,6 +19,7 @@ from jaxstab import data, scale
 from jaxstab.optimize import Hypers
 from jaxstab.train.journal import Journal
 from jaxstab.train.program import Program
+from jaxstab.train.state import TrainState
 
 
 class StepInputs:
@@ -35,6 +36,7 @@ class StepInputs:
         train = program.setup.config.train
         self._size = train.batch_size
         self.lengths = length_schedule(train.warmup_lengths, train.length_warmup, program.setup.config.data.length)
+        self._sharding = scale.batch_sharding(program.setup.mesh)
         self._hypers = functools.cache(functools.partial(hypers, program))
         self._frequencies = unigram_log_frequencies(split, program.setup.config.model.vocabulary)
         self._metrics: dict[int, dict[str, float]] = {}
@@ -62,12 +64,11 @@ class StepInputs:
 
     def ahead(self, first: int, last: int) -> Iterator[Int[Array, "B T+1"]]:
         """The batches of steps `first` to `last`, on the devices ahead of time."""
-        sharding = scale.batch_sharding(self._program.setup.mesh)
 
         def read(step: int) -> Int[Array, "B T+1"]:
             tokens = self.tokens(step)
             self._metrics[step] = self._described(step, tokens)
-            return jax.device_put(tokens, sharding)
+            return jax.device_put(tokens, self._sharding)
 
         return data.read_ahead(read, range(first, last + 1))
 
@@ -83,6 +84,13 @@ class StepInputs:
             "train/batch_digest_asked": float(data.batch_digest(asked)),
             "train/unigram_loss": float(-self._frequencies[tokens[:, 1:]].mean()),
         }
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step: drawn, and prepared on the first batch where a method asks for that."""
+        state = self._program.init(self._program.setup.config.train.seed)
+        if not any(method.prepare for method in self._program.setup.methods):
+            return state
+        return self._program.prepare(state, jax.device_put(self.tokens(1), self._sharding))
 
     def hypers(self, step: int) -> Hypers:
         """The traced hyper-parameters of a step; the rates are on the devices."""

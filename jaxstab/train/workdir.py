@@ -12,7 +12,7 @@ from typing import Any
 
 import filelock
 
-from jaxstab.config import ConfigError, UserError, flatten
+from jaxstab.config import ConfigError, UserError, flatten, from_flat
 from jaxstab.train.config import Config, training_keys
 
 CONFIG = "config.json"
@@ -87,6 +87,19 @@ def claim(
         raise ConfigError(
             f"{workdir} holds a run with another config; take another workdir, or mend: {'; '.join(differing)}"
         )
+    if identity.keys() - saved["identity"].keys():  # an imported model, at the beginning of its training
+        write_whole(path, {**saved, "identity": identity})
+
+
+def saved_config(workdir: Path) -> Config:
+    """The config that a workdir was claimed with; raises UserError where there is none that can be read."""
+    path = workdir / CONFIG
+    try:
+        return from_flat(Config, json.loads(path.read_text())["config"])
+    except FileNotFoundError as error:
+        raise UserError(f"{workdir} has no {CONFIG}: it holds no run") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} can't be used ({type(error).__name__}: {error})") from error
 
 
 def _json(values: dict[str, Any]) -> dict[str, Any]:

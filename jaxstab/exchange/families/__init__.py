@@ -1,0 +1,14 @@
+"""The classes of `transformers` that models go to and come from: one file each, one line here."""
+
+from jaxstab.exchange.families.arcee import ARCEE
+from jaxstab.exchange.families.gpt2 import GPT2
+from jaxstab.exchange.families.llama import LLAMA
+from jaxstab.exchange.families.neox import NEOX
+from jaxstab.exchange.families.olmo2 import OLMO2
+from jaxstab.exchange.families.opt import OPT
+from jaxstab.exchange.families.qwen3 import QWEN3
+
+# A model goes to the first that it fits.
+FAMILIES = {family.model_type: family for family in (LLAMA, QWEN3, ARCEE, OLMO2, GPT2, OPT, NEOX)}
+
+__all__ = ["FAMILIES"]

@@ -1,0 +1,182 @@
+"""`main.py import`: a model from elsewhere becomes a workdir with a checkpoint of step 0, which a run goes on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+from rich.console import Console
+
+from jaxstab import data
+from jaxstab.config import ConfigError, UserError, flatten
+from jaxstab.exchange import weights as exchanged
+from jaxstab.exchange.families import FAMILIES
+from jaxstab.exchange.family import Family
+from jaxstab.exchange.folder import folder_tensors, read_json
+from jaxstab.exchange.tensors import Tensor
+from jaxstab.exchange.tokenizer import stage
+from jaxstab.logging.console import say
+from jaxstab.model.config import ModelConfig
+from jaxstab.model.transformer import Transformer, read_table
+from jaxstab.table import Weights
+from jaxstab.train import workdir as workdirs
+from jaxstab.train.checkpoint import Checkpoints
+from jaxstab.train.config import Config, check
+from jaxstab.train.program import build
+from jaxstab.train.setup import Setup
+from jaxstab.train.state import TrainState, wrapped_state
+
+IMPORTED = "imported.json"
+RECIPE_S = ("dtype", "remat", "attention", "mask_documents")  # keys of the model that the recipe decides
+PROBE_LENGTH = 64  # tokens on which the wrapped model is compared with the model as it was read
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A model in files, of which nothing but headers has been read.
+
+    Attributes:
+      source: the folder.
+      family, model: what it is.
+      places: where every parameter is.
+    """
+
+    source: Path
+    family: Family
+    model: ModelConfig
+    places: dict[exchanged.Piece, Tensor]
+
+    def weights(self) -> Any:
+        """The weights, float32, as NumPy arrays; raises UserError at a tensor that can't be read."""
+        return exchanged.read(self.family, self.model.heads, read_table(self.model), self.places)
+
+
+def find(source: Path) -> Found:
+    """Reads what a folder says of its model; raises UserError where that isn't one of ours, or doesn't agree."""
+    theirs = read_json(source / "config.json") if source.is_dir() else {}
+    tensors = folder_tensors(source)
+    kind = theirs.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise UserError(f"{source} has model_type={kind!r}; known: {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    try:
+        model = family.model(theirs)
+        return Found(source, family, model, exchanged.located(family, read_table(model), tensors))
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def import_model(
+    source: Path, config: Config, workdir: Path, overridden: Sequence[str] = (), console: Console | None = None
+) -> float:
+    """Makes a workdir of a model from elsewhere, with the recipe of a config.
+
+    Args:
+      source: a folder with config.json and safetensors.
+      config: the recipe; what the model is, comes from `source`.
+      workdir: new; gets the config, the tokenizer and a checkpoint of step 0.
+      overridden: the config's keys that the command line gives.
+
+    Returns:
+      The largest difference of a logit between the model as it was read and as it is stored.
+
+    Raises:
+      UserError: something of `source`, the recipe or the workdir doesn't fit; then nothing is written.
+    """
+    console = console or Console(highlight=False)
+    if (workdir / workdirs.CONFIG).exists() or (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds a run already; import into a new workdir")
+    found = find(source)
+    config = with_model(config, found, overridden)
+    with tempfile.TemporaryDirectory() as staged:
+        own = {} if "data.tokenizer" in overridden else stage(source, Path(staged))
+        config = _with_tokenizer(config, staged, own)
+        program = build(config, config.model.vocabulary - 1)
+        _check_preserved(program.setup)
+        say(console, _plan(found))
+        weights = jax.tree.map(jnp.asarray, found.weights())
+        state = wrapped_state(program.setup, weights)
+        difference = largest_difference(config.model, weights, program.merge(state))
+        workdirs.make(workdir)
+        with workdirs.alone(workdir):
+            if own:
+                shutil.copytree(staged, workdir / "tokenizer")
+                config = _with_tokenizer(config, str(workdir / "tokenizer"), own)
+            _save(config, state, workdir, found, difference)
+    say(console, f"With reparam.method={config.reparam.method} its logits differ by {difference:.2g} at most.")
+    say(console, f"Go on with: python main.py --workdir={workdir}")
+    return difference
+
+
+def with_model(config: Config, found: Found, overridden: Sequence[str]) -> Config:
+    """The recipe for a model that was found; raises ConfigError where the command line asks for another model."""
+    flat, ours = flatten(config.model), flatten(found.model)
+    for key in (name.removeprefix("model.") for name in overridden if name.startswith("model.")):
+        if not key.startswith(RECIPE_S) and flat[key] != ours[key]:
+            raise ConfigError(
+                f"--config.model.{key}={flat[key]} is not what {found.source} holds, {ours[key]}; leave it out"
+            )
+    recipe_s = {key: getattr(config.model, key) for key in RECIPE_S}
+    config = dataclasses.replace(config, model=dataclasses.replace(found.model, **recipe_s))
+    check(config)
+    return config
+
+
+def _with_tokenizer(config: Config, path: str, keys: dict[str, str]) -> Config:
+    """The config with the tokenizer that came with the model, if one did; raises UserError where it has more pieces."""
+    if keys:
+        named = dataclasses.replace(config.data, tokenizer=path, end_token=keys["end_token"])
+        config = dataclasses.replace(config, data=named)
+    tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)
+    return config.with_vocabulary(tokenizer.vocabulary)
+
+
+def _check_preserved(setup: Setup) -> None:
+    """Raises a ConfigError where the reparameterization would change the model that it is given."""
+    if not all(method.preserves for method in setup.methods):
+        raise ConfigError(
+            f"reparam.method={setup.config.reparam.method} does not keep the weights that it is given: it begins "
+            "elsewhere, with these options; wesar, and weight_norm and sigma_reparam with gate=norm, keep them"
+        )
+
+
+def _plan(found: Found) -> str:
+    files = {tensor.path for tensor in found.places.values()}
+    size = sum(path.stat().st_size for path in files)
+    return (
+        f"Importing {found.family.architecture} from {found.source}: {exchanged.size(found.places):,} parameters in "
+        f"{len(files)} file{'s' * (len(files) > 1)}, {size / 1e9:.3g} GB"
+    )
+
+
+def largest_difference(model: ModelConfig, one: Weights, other: Weights) -> float:
+    """max |Δ logit| between two sets of weights, in float32, on the tokens that `probe_tokens` makes."""
+    logits = jax.jit(Transformer(dataclasses.replace(model, dtype="float32", remat="none", attention="xla")).apply)
+    tokens = probe_tokens(model)
+    return float(jnp.max(jnp.abs(logits({"params": one}, tokens) - logits({"params": other}, tokens))))
+
+
+def probe_tokens(model: ModelConfig) -> Int[np.ndarray, "1 T"]:
+    """Random tokens on which two forms of a model are compared: as many as 64, int32."""
+    dice = np.random.default_rng(0)
+    return dice.integers(0, model.vocabulary, (1, min(PROBE_LENGTH, model.max_length)), np.int32)
+
+
+def _save(config: Config, state: TrainState, workdir: Path, found: Found, difference: float) -> None:
+    """Writes the checkpoint of step 0 and then, since a run goes on from a workdir that has one, the config."""
+    tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)
+    identity = {"tokenizer_digest": tokenizer.digest}
+    meta = {"step": 0, "position": 0, "attempt": 0, "config": flatten(config), **identity}
+    with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints:
+        checkpoints.save(0, state, meta, force=True)
+    origin = {"source": str(found.source), "architecture": found.family.architecture}
+    workdirs.write_whole(workdir / IMPORTED, {**origin, "largest_logit_difference": difference})
+    workdirs.claim(workdir, config, identity)

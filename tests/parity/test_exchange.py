@@ -1,0 +1,96 @@
+"""Models of `transformers` with random weights, imported: their logits and gradients."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstab.exchange import find
+from jaxstab.exchange.weights import theirs
+from jaxstab.model.transformer import Transformer
+
+torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
+transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
+
+COMMON = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+LLAMA = {**COMMON, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 40}
+GPT2 = {"vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 40}
+MODELS = {
+    "llama": ("Llama", LLAMA),
+    "llama, tied, biases, wide heads": (
+        "Llama",
+        {**LLAMA, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 12},
+    ),
+    "llama, another base": ("Llama", {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "gpt2": ("GPT2", GPT2),
+    "gpt2, untied, another width": ("GPT2", {**GPT2, "tie_word_embeddings": False, "n_inner": 40}),
+    "opt": (
+        "OPT",
+        {**COMMON, "ffn_dim": 48, "max_position_embeddings": 40, "word_embed_proj_dim": 32, "pad_token_id": None},
+    ),
+    "pythia": ("GPTNeoX", {**COMMON, "intermediate_size": 48, "max_position_embeddings": 40}),
+    "pythia, one after the other": (
+        "GPTNeoX",
+        {**COMMON, "intermediate_size": 48, "max_position_embeddings": 40, "use_parallel_residual": False},
+    ),
+    "arcee": ("Arcee", LLAMA),
+    "arcee, gelu": ("Arcee", {**LLAMA, "hidden_act": "gelu"}),
+    "qwen3": ("Qwen3", {**LLAMA, "head_dim": 12}),
+    "olmo2": ("Olmo2", {**LLAMA, "pad_token_id": None}),
+}
+HEADS = {"GPT2": "GPT2LMHeadModel"}
+TOKENS = np.random.default_rng(0).integers(0, 61, (2, 20))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def saved(request, tmp_path_factory):
+    """(their model, the folder that it is saved in, in several shards)."""
+    name, options = MODELS[request.param]
+    config = getattr(transformers, f"{name}Config")(**options)
+    torch.manual_seed(0)
+    model = getattr(transformers, HEADS.get(name, f"{name}ForCausalLM"))(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases too, which begin as ones and zeros
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    return model, folder
+
+
+def test_logits_and_gradients(saved):
+    model, folder = saved
+    found = find(folder)
+    weights = jax.tree.map(jnp.asarray, found.weights())
+    logits = jax.jit(Transformer(found.model).apply)({"params": weights}, jnp.asarray(TOKENS))
+    tokens = torch.tensor(TOKENS)
+    output = model(tokens, labels=tokens)
+    assert np.max(np.abs(logits - output.logits.detach().numpy())) <= 2e-5
+
+    def loss(weights):
+        log_p = jax.nn.log_softmax(Transformer(found.model).apply({"params": weights}, jnp.asarray(TOKENS)))
+        return -jnp.mean(jnp.take_along_axis(log_p[:, :-1], jnp.asarray(TOKENS)[:, 1:, None], -1))
+
+    gradients = jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(weights))
+    if found.model.tie_embeddings:
+        gradients["embed_tokens"]["embedding"] = (
+            gradients["embed_tokens"]["embedding"] + gradients["lm_head"]["kernel"].T
+        )
+    output.loss.backward()
+    given = dict(model.named_parameters())
+    given |= {"embed_out.weight": given.get("lm_head.weight")}  # Pythia's head has another name in files
+    for piece in found.places:
+        stacks = [leaf(gradients, row.path) for row in piece.rows]
+        arrays = [stack if piece.layer is None else stack[piece.layer] for stack in stacks]
+        expected = given[piece.name].grad.numpy()
+        np.testing.assert_allclose(
+            theirs(found.family, found.model.heads, piece, arrays), expected, atol=1e-6, rtol=2e-4
+        )
+
+
+def leaf(tree, path):
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree
