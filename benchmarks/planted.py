@@ -1,25 +1,27 @@
-"""Diagnose, tested blind: draws causes, plants each in a small run, and scores what `main.py diagnose` says of it.
+"""Diagnose, tested blind: draws runs and faults, plants each fault in its run, and judges what `diagnose` says of it.
 
-    python benchmarks/planted.py run --seed=1 --workdir=runs/planted-1 --out=docs/results/diagnose/draw-1.jsonl
-    python benchmarks/planted.py report docs/results/diagnose/draw-1.jsonl
+    python benchmarks/planted.py train --seed=1 --data=corpus --work=runs/planted-1
+    python benchmarks/planted.py judge --work=runs/planted-1 --out=docs/results/diagnose/draw-3.jsonl
+    python benchmarks/planted.py report docs/results/diagnose/draw-3.jsonl
 
-A cause is drawn with its layer, size, step, depth and seed before anything runs, and planted from outside of the
-library: a state that changes just before a step, batches that are replaced, a key of the config. What was planted
-stands beside the directory of the run, and the tool gets that directory alone. `run` goes on where it was stopped.
+Everything is drawn before anything runs: the ground (planting/ground.py) and the fault (planting/faults.py), which is
+planted from outside of the library. What was planted stands beside the directory of the run, and the tool gets that
+directory alone. `train` goes on where it was stopped. `--data` is a directory with `enwiki/` and `wikitext-2/`.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,333 +30,283 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.planting import judging
+from benchmarks.planting.faults import FAULTS, Planting
+from benchmarks.planting.ground import draw_ground
 from jaxstab.train.config import default_config
 
-CAUSES = ("none", "weights_scaled", "attention_logits", "embedding_scale", "learning_rate", "data")
-ANSWERS = (*CAUSES, "nonfinite")
-ROLES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
-DEPTHS = (4, 6, 8)
-HEADS = 4
-STEPS = 300
-BATCH = 8
-RATE = 3e-3
-RUNS = 42
-PERMUTATIONS = 10_000
+ROOT = Path(__file__).parents[1]
+RUNS = 120
+TEXTS = {
+    "enwiki": "enwiki/train-00000-*.jsonl.xz",
+    "enwiki-other": "enwiki/train-00001-*.jsonl.xz",
+    "wikitext": "wikitext-2/train.txt",
+}
 
 
-def get_config(layers: str = "4") -> ConfigDict:
-    """A healthy run on bytes of Wikipedia, which each cause is planted in."""
+def get_config() -> ConfigDict:
+    """What all runs have in common."""
     config = default_config()
-    config.model.width, config.model.layers, config.model.heads = 64, int(layers), HEADS
-    config.model.vocabulary, config.model.max_length = 0, 64
-    config.model.embedding.method, config.model.remat = "unit", "none"
-    config.init.method = "small"
-    config.optimizer.learning_rate, config.optimizer.warmup = RATE, 30
-    config.train.steps, config.train.batch_size, config.train.loss_chunk = STEPS, BATCH, 64
-    config.data.source, config.data.files = "text", ("corpus/train-00000-*.jsonl.xz",)
-    config.data.length, config.data.max_tokens = 64, 5_000_000
-    config.eval.every, config.eval.final_batches = 0, 8
-    config.checkpoint.every = 100
-    config.stability.measure, config.stability.measure_every = "full", 25
+    config.model.vocabulary, config.model.max_length = 0, 128
+    config.model.remat, config.train.loss_chunk = "none", 128
+    config.data.length, config.data.max_tokens = 64, 1_000_000
+    config.eval.every, config.eval.final_batches = 0, 2
+    config.checkpoint.every, config.checkpoint.keep_last = 0, 1
+    config.stability.measure_every = 25
     config.log.tensorboard_every = 0
     return config
 
 
-# What is planted.
-
-
 def draw(seed: int, runs: int = RUNS) -> list[dict[str, Any]]:
-    """The causes of a draw: equally many of each, in random order, everything else at random. Sizes are log-uniform."""
+    """The runs of a draw: a third healthy, of which a third is stopped and goes on; of each fault equally many."""
     random = np.random.default_rng(seed)
-    causes = random.permutation([CAUSES[each % len(CAUSES)] for each in range(runs)])
-    return [_drawn(random, str(cause)) | {"run": run} for run, cause in enumerate(causes)]
+    faulty = runs * 2 // 3
+    kinds = [*(list(FAULTS) * (faulty // len(FAULTS) + 1))[:faulty], *["none"] * (runs - faulty)]
+    return [_drawn(random, str(kind)) | {"run": run} for run, kind in enumerate(random.permutation(kinds))]
 
 
-def _drawn(random: np.random.Generator, cause: str) -> dict[str, Any]:
-    def between(low: float, high: float) -> float:
-        return float(np.exp(random.uniform(np.log(low), np.log(high))))
-
-    layers = int(random.choice(DEPTHS))
-    planted: dict[str, Any] = {"cause": cause, "layers": layers, "seed": int(random.integers(1000))}
-    layer, step = int(random.integers(layers)), int(random.integers(100, STEPS - 50))
-    if cause == "weights_scaled":
-        # Three in four grow, one in four shrinks; a factor of 1.5 is faint.
-        factor = between(1.5, 50) ** (1 if random.random() < 0.75 else -1)
-        planted |= {"role": str(random.choice(ROLES)), "layer": layer, "factor": factor, "step": step}
-    elif cause == "attention_logits":
-        # Queries and keys each, so that logits grow by the square: 2.25 to 225 times.
-        planted |= {"layer": layer, "head": int(random.integers(HEADS)), "factor": between(1.5, 15), "step": step}
-    elif cause == "embedding_scale":
-        planted |= {"factor": 1 / between(3, 100), "step": 1}
-    elif cause == "learning_rate":
-        planted |= {"factor": between(3, 30), "step": 1}
-    elif cause == "data":
-        kind = str(random.choice(("random bytes", "one byte", "one record")))
-        share = float(random.choice((0.25, 0.5, 1.0)))
-        planted |= {"kind": kind, "batches": int(random.integers(1, 21)), "share": share, "step": step}
-    return planted
+def _drawn(random: np.random.Generator, kind: str) -> dict[str, Any]:
+    ground = draw_ground(random)
+    if kind == "none":
+        stop = int(random.integers(90, 200)) if random.random() < 1 / 3 else 0
+        return {"fault": "none", "ground": ground, "stop_at": stop}
+    while not FAULTS[kind].fits(ground):
+        ground = draw_ground(random)
+    fault = {"fault": kind, **FAULTS[kind].draw(random, ground)}
+    return fault | {"ground": ground, "stop_at": fault["first"] - 1 if FAULTS[kind].resumes else 0}
 
 
-def plant(planted: dict[str, Any], workdir: Path) -> None:
-    """Plants a cause in this process, before it trains; what it did is written beside `workdir`."""
-    from jaxstab import data
-    from jaxstab.train import loop
-
-    cause, build = planted["cause"], loop.build
-
-    def planting(config: Any, *arguments: Any) -> Any:
-        program = build(config, *arguments)
-        if cause == "embedding_scale":
-
-            def init(seed: Any) -> Any:
-                state = program.init(seed)
-                return state._replace(raw=scaled(state.raw, ("embed_tokens",), planted["factor"]))
-
-            return dataclasses.replace(program, init=init)
-        if cause in ("weights_scaled", "attention_logits"):
-            return dataclasses.replace(program, step=stepping(program.step))
-        return program
-
-    def stepping(step: Callable[..., Any]) -> Callable[..., Any]:
-        def planted_step(state: Any, *arguments: Any) -> Any:
-            return step(change(state) if int(state.step) == planted["step"] - 1 else state, *arguments)
-
-        return planted_step
-
-    def change(state: Any) -> Any:
-        if cause == "weights_scaled":
-            return state._replace(raw=scaled(state.raw, (planted["role"], planted["layer"]), planted["factor"]))
-        raw = state.raw
-        for role in ("q_proj", "k_proj"):
-            raw = scaled(raw, (role, planted["layer"], planted["head"]), planted["factor"])
-        return state._replace(raw=raw)
-
-    def scaled(raw: Any, where: tuple[Any, ...], factor: float) -> Any:
-        before, raw, after = _scaled(raw, where, factor)
-        line = json.dumps({"where": where, "factor": factor, "norm_before": before, "norm_after": after})
-        with _evidence(workdir).open("a") as file:
-            file.write(line + "\n")
-        return raw
-
-    loop.build = planting
-    if cause == "data":
-        data.Batches.records = poisoned(
-            data.Batches.records, planted["step"], planted["batches"], planted["kind"], planted["share"]
-        )
+# Training.
 
 
-def _evidence(workdir: Path) -> Path:
-    return workdir.with_name(workdir.name + ".planted")
-
-
-def _scaled(raw: Any, where: tuple[Any, ...], factor: float) -> tuple[float, Any, float]:
-    """A role's matrix, or one layer's, or one head's columns of that, times a factor; and its norm before and after."""
-    import jax
-    import jax.numpy as jnp
-
-    role, *index = where
-    norms = []
-
-    def leaf(path: Any, array: Any) -> Any:
-        if role not in jax.tree_util.keystr(path, simple=True, separator="/").split("/"):
-            return array
-        part: tuple[Any, ...] = tuple(index[:1])
-        if len(index) == 2:  # [layer, in, heads * head size]
-            size = array.shape[-1] // HEADS
-            part = (index[0], slice(None), slice(index[1] * size, (index[1] + 1) * size))
-        changed = array.at[part].multiply(factor)
-        norms.extend(float(jnp.linalg.norm(each[part])) for each in (array, changed))
-        return jax.device_put(changed, array.sharding)
-
-    raw = jax.tree_util.tree_map_with_path(leaf, raw)
-    before, after = norms
-    return before, raw, after
-
-
-def poisoned(
-    records: Callable[..., np.ndarray], step: int, batches: int, kind: str, share: float = 1.0, size: int = BATCH
-) -> Callable[..., np.ndarray]:
-    """`Batches.records`, with garbage in a share of the rows of the batches from that of `step` on.
-
-    What stands at a position is a function of the position, as it is for the text.
-    """
-
-    def with_garbage(self: Any, position: int, count: int, rows: slice = slice(None)) -> np.ndarray:
-        replaced = records(self, position, count, rows).copy()
-        for row, place in enumerate(range(position, position + count)[rows]):
-            if (step - 1) * size <= place < (step - 1 + batches) * size and place % size < round(share * size):
-                replaced[row] = garbage(kind, place, replaced.shape[1])
-        return replaced
-
-    return with_garbage
-
-
-def garbage(kind: str, position: int, length: int) -> np.ndarray:
-    """A record of garbage: the same random bytes each time, new random bytes each time, or one byte repeated."""
-    random = np.random.default_rng(0 if kind == "one record" else position)
-    if kind == "one byte":
-        return np.full(length, random.integers(256), np.int32)
-    return random.integers(0, 256, length, dtype=np.int32)
-
-
-# Running it.
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Trains and diagnoses what isn't in the file of results yet, one line per run."""
-    causes = draw(arguments.seed, arguments.runs)
-    done = {line["planted"]["run"] for line in _lines(arguments.out)} if arguments.out.exists() else set()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    print(
-        f"{len(causes) - len(done)} of {len(causes)} runs are left: about {(len(causes) - len(done)) * 1.5:.0f} minutes"
-    )
-    for planted in causes:
-        if planted["run"] in done:
-            continue
+def train(arguments: argparse.Namespace) -> None:
+    """Trains the runs of a draw that aren't there yet."""
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    drawn = draw(arguments.seed, arguments.runs)
+    (arguments.work / "draw.json").write_text(json.dumps({"seed": arguments.seed, "runs": drawn}, indent=1))
+    left = [planted for planted in drawn if not (arguments.work / f"{planted['run']:03d}.trained").exists()]
+    print(f"{len(left)} of {len(drawn)} runs are left, of 15 to 30 seconds each on one core", flush=True)
+    for planted in left:
         started = time.monotonic()
-        line = {"seed": arguments.seed, "planted": planted, **measured(planted, arguments)}
-        with arguments.out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        print(f"run {planted['run']} in {time.monotonic() - started:.0f} s", flush=True)
+        codes = _train_one(planted, arguments)
+        (arguments.work / f"{planted['run']:03d}.trained").write_text(json.dumps(codes))
+        print(f"run {planted['run']}: exit {codes} in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def measured(planted: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run and what the tool answers, with the loss around the step of the planting."""
-    workdir = arguments.workdir / f"{planted['run']:02d}"
-    workdir.parent.mkdir(parents=True, exist_ok=True)
-    evidence = _evidence(workdir)
-    shutil.rmtree(workdir, ignore_errors=True)
-    evidence.unlink(missing_ok=True)
-    rate = RATE * (planted["factor"] if planted["cause"] == "learning_rate" else 1)
-    command = [sys.executable, __file__, "child", f"--plant={json.dumps(planted)}", f"--workdir={workdir}", "--"]
-    command += [f"--config={__file__}:{planted['layers']}", f"--workdir={workdir}"]
-    command += [f"--config.data.files={arguments.enwiki}/train-00000-*.jsonl.xz"]
-    command += [f"--config.train.seed={planted['seed']}", f"--config.optimizer.learning_rate={rate!r}"]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(arguments.workdir / "compiled")}
-    with workdir.with_name(workdir.name + ".log").open("w") as log:
-        trained = subprocess.run(command, env=os.environ | cache, stdout=log, stderr=log, check=False).returncode
-        asked = [sys.executable, "main.py", "diagnose", f"--workdir={workdir}"]
-        diagnosed = subprocess.run(asked, env=os.environ | cache, stdout=log, stderr=log, check=False).returncode
-    report = workdir / "report" / "diagnose.json"
-    answer = json.loads(report.read_text()) if diagnosed == 0 and report.exists() else {"cause": "no answer"}
-    answer = {key: answer.get(key) for key in ("cause", "role", "layer", "head", "step")}
-    proof = _lines(evidence) if evidence.exists() else []
-    return {
-        "answer": answer,
-        "train_exit": trained,
-        "diagnose_exit": diagnosed,
-        "evidence": proof,
-        **_effect(workdir, planted),
-    }
+def _train_one(planted: dict[str, Any], arguments: argparse.Namespace) -> list[int]:
+    workdir = arguments.work / f"{planted['run']:03d}"
+    codes = []
+    if planted["stop_at"]:
+        codes.append(_child(planted | {"fault": "none"}, workdir, arguments, ["--stop", str(planted["stop_at"])]))
+    codes.append(_child(planted, workdir, arguments))
+    if planted["first"] == 1 if "first" in planted else False:
+        codes.append(_child({**planted, "fault": "none", "config": {}}, _twin(workdir), arguments))
+    return codes
 
 
-def _effect(workdir: Path, planted: dict[str, Any]) -> dict[str, float | None]:
-    """How much the loss rose: its mean over the five steps from the planting on, over the twenty before."""
-    from jaxstab.logging import read_metrics
+def _twin(workdir: Path) -> Path:
+    return workdir.with_name(workdir.name + "-twin")
 
-    loss = {
-        line["step"]: line["train/loss"] for line in read_metrics(workdir / "metrics.jsonl") if "train/loss" in line
-    }
-    step = planted.get("step", 1)
-    before = [loss[each] for each in range(step - 20, step) if each in loss]
-    after = [loss[each] for each in range(step, step + 5) if each in loss]
-    rise = round(float(np.mean(after) - np.mean(before)), 4) if before and after else None
-    last = [loss[each] for each in sorted(loss)[-20:]]
-    return {"loss_rise": rise, "loss_at_end": round(float(np.mean(last)), 4)}
+
+def _child(planted: dict[str, Any], workdir: Path, arguments: argparse.Namespace, more: list[str] | None = None) -> int:
+    """Trains in a process of its own; returns its exit code."""
+    corpus = _corpus(planted["ground"], arguments)
+    keys = {key: value for key, value in planted["ground"].items() if "." in key} | planted.get("config", {})
+    keys |= json.loads((corpus / "keys.json").read_text())
+    command = [sys.executable, __file__, "child", f"--planted={json.dumps(planted)}", f"--corpus={corpus}"]
+    command += [*(more or []), "--", f"--config={__file__}", f"--workdir={workdir}"]
+    command += [f"--config.{key}={value}" for key, value in keys.items()]
+    with workdir.with_name(workdir.name + ".log").open("a") as log:
+        return subprocess.run(command, env=_environment(arguments), stdout=log, stderr=log, check=False).returncode
+
+
+def _environment(arguments: argparse.Namespace) -> dict[str, str]:
+    return os.environ | {"JAX_COMPILATION_CACHE_DIR": str(arguments.work / "compiled"), "PYTHONPATH": str(ROOT)}
+
+
+def _corpus(ground: dict[str, Any], arguments: argparse.Namespace) -> Path:
+    """What a ground reads: a folder with its keys, its frequent tokens, and the tokens of another text."""
+    folder = arguments.work / f"{ground['text']}-{ground['tokenizer']}"
+    if (folder / "keys.json").exists():
+        return folder
+    folder.mkdir(exist_ok=True)
+    keys = _source(ground["text"], arguments) | {"data.cache_dir": str(arguments.work / "cache")}
+    if ground["tokenizer"] != "bytes":
+        path = arguments.work / f"{ground['text']}-{ground['tokenizer']}.json"
+        flags = [f"--config.{key}={value}" for key, value in keys.items()]
+        command = [sys.executable, "main.py", "data", "tokenizer", f"--config={__file__}", *flags]
+        command += [f"--vocabulary={ground['tokenizer']}", f"--out={path}"]
+        subprocess.run(command, env=_environment(arguments), cwd=ROOT, check=True, capture_output=True)
+        keys["data.tokenizer"] = str(path)
+    tokens, vocabulary = _tokens(keys)
+    other = "wikitext" if ground["text"] == "stdlib" else "stdlib"
+    np.save(
+        folder / "other.npy",
+        _tokens(_source(other, arguments) | {"data.tokenizer": keys.get("data.tokenizer", "bytes")})[0],
+    )
+    (folder / "vocabulary").write_text(str(vocabulary))
+    frequent = [int(token) for token, _ in collections.Counter(tokens.tolist()).most_common(20)]
+    (folder / "frequent.json").write_text(json.dumps(frequent))
+    (folder / "keys.json").write_text(json.dumps(keys))
+    return folder
+
+
+def _source(text: str, arguments: argparse.Namespace) -> dict[str, str]:
+    if text == "stdlib":
+        return {"data.source": "stdlib"}
+    return {"data.source": "text", "data.files": str(arguments.data / TEXTS[text])}
+
+
+def _tokens(keys: dict[str, str]) -> tuple[np.ndarray, int]:
+    """The tokens of a text's first documents, and the size of the vocabulary."""
+    from jaxstab.data import DataConfig, load_tokenizer
+    from jaxstab.data.files import BadLines
+    from jaxstab.data.sources import documents, open_source
+
+    files = (keys["data.files"],) if "data.files" in keys else ()
+    source = open_source(dataclasses.replace(DataConfig(), source=keys["data.source"], files=files))
+    tokenizer = load_tokenizer(keys.get("data.tokenizer", "bytes"), "")
+    texts = [text for text, _ in zip(documents(source, BadLines(0)), range(100), strict=False)]
+    return np.concatenate(tokenizer.encode(texts)).astype(np.int32), tokenizer.vocabulary
+
+
+# The process that trains.
 
 
 def child(arguments: argparse.Namespace) -> int:
-    """Trains with the cause planted, in this process."""
+    """Trains with the fault planted, in this process."""
     import main
 
-    plant(json.loads(arguments.plant), arguments.workdir)
+    planted = json.loads(arguments.planted)
+    kind = FAULTS.get(planted["fault"])
+    _install(kind.plant(planted, arguments.corpus) if kind and kind.plant else Planting(), arguments.stop)
     return main.main(["main.py", *arguments.rest])
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def _install(planting: Planting, stop: int) -> None:
+    from jaxstab import data
+    from jaxstab.train import loop
+
+    build = loop.build
+
+    def planted_build(config: Any, *arguments: Any) -> Any:
+        program = build(config, *arguments)
+        bad = build(config, *arguments).step if planting.gradients else None
+        return dataclasses.replace(program, step=_stepping(planting, stop, program.step, bad))
+
+    loop.build = planted_build
+    data.Batches.records = planting.records(data.Batches.records)
 
 
-# Scoring it.
+def _stepping(planting: Planting, stop: int, step: Callable[..., Any], bad: Callable[..., Any] | None) -> Any:
+    """The run's step, with what is planted; the program with bad gradients is traced at the first that it takes."""
+    number = None
+
+    def planted_step(state: Any, tokens: Any, hypers: Any) -> Any:
+        nonlocal number
+        number = int(state.step) + 1 if number is None else number + 1
+        if number == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        state, hypers = planting.state(number, state), planting.hypers(number, hypers)
+        if number not in planting.bad_gradients:
+            return step(state, tokens, hypers)
+        assert bad is not None and planting.gradients is not None
+        with _bad_gradients(planting.gradients):
+            return bad(state, tokens, hypers)
+
+    return planted_step
+
+
+@contextlib.contextmanager
+def _bad_gradients(change: Callable[[str, Any], Any]) -> Iterator[None]:
+    """Where the step is traced, gradients by the effective weights pass through `change`."""
+    import jax
+
+    from jaxstab.train import objective
+
+    original = objective.mean_gradients
+
+    def corrupted(*arguments: Any) -> Any:
+        gradients, *rest = original(*arguments)
+
+        def leaf(path: Any, gradient: Any) -> Any:
+            return change(jax.tree_util.keystr(path, simple=True, separator="/"), gradient)
+
+        return jax.tree_util.tree_map_with_path(leaf, gradients), *rest
+
+    objective.mean_gradients = corrupted
+    try:
+        yield
+    finally:
+        objective.mean_gradients = original
+
+
+# Judging.
+
+
+def judge(arguments: argparse.Namespace) -> None:
+    """Asks diagnose of every run that was trained, and writes a line for each."""
+    drawn = json.loads((arguments.work / "draw.json").read_text())
+    trained = [each for each in drawn["runs"] if (arguments.work / f"{each['run']:03d}.trained").exists()]
+    print(f"{len(trained)} runs of {len(drawn['runs'])} to judge, of about 3 seconds each", flush=True)
+    lines = []
+    for planted in trained:
+        lines.append({"seed": drawn["seed"], "planted": planted, **_judged(planted, arguments.work)})
+        said = [cause["cause"] for cause in lines[-1]["said"]["causes"][:3]]
+        print(planted["run"], planted["fault"], lines[-1].get("verdict", ""), *said, sep=" · ", flush=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    print(judging.scores(lines))
+
+
+def _judged(planted: dict[str, Any], work: Path) -> dict[str, Any]:
+    workdir = work / f"{planted['run']:03d}"
+    line: dict[str, Any] = {"exit": json.loads(workdir.with_name(workdir.name + ".trained").read_text())}
+    line["said"] = judging.answer(workdir)
+    if planted["fault"] == "none":
+        return line
+    twin = _twin(workdir) if planted["first"] == 1 else None
+    line["effect"] = judging.effect(workdir, planted, twin)
+    line["verdict"] = judging.verdict(planted, line["said"])
+    if twin:
+        line["twin"] = judging.answer(twin)
+    else:
+        copy = judging.as_it_stood(workdir, planted["first"] - 1, workdir.with_name(workdir.name + "-before"))
+        line["before"] = judging.answer(copy)
+    return line
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Prints the scores of each file of results, and its confusions."""
+    """Prints the tables of each file of results."""
     for path in arguments.files:
-        print(f"### {path.stem}\n\n{scores(_lines(path))}\n")
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        print(f"### {path.stem}\n\n{judging.scores(lines)}\n")
 
 
-def scores(lines: list[dict[str, Any]]) -> str:
-    """A table of scores against chance, and the table of confusions, in Markdown."""
-
-    def part(key: str, *causes: str) -> list[tuple[Any, Any]]:
-        chosen = [line for line in lines if line["planted"]["cause"] in causes]
-        return [(line["planted"][key], line["answer"][key]) for line in chosen]
-
-    placed = ("weights_scaled", "attention_logits")
-    rows = [
-        ("cause", part("cause", *CAUSES)),
-        ("role, of a matrix that was scaled", part("role", "weights_scaled")),
-        ("layer, of a matrix or a head", part("layer", *placed)),
-        ("head", part("head", "attention_logits")),
-    ]
-    table = ["| right | | chance | p |", "|---|---|---|---|"]
-    table += [f"| {name} | {_right(pairs)} of {len(pairs)} | {_chance(pairs)} |" for name, pairs in rows]
-    steps = [(line["planted"]["step"], line["answer"]["step"]) for line in lines if _has_moment(line)]
-    near = sum(answer is not None and abs(answer - step) <= 5 for step, answer in steps)
-    healthy = [line for line in lines if line["planted"]["cause"] == "none"]
-    alarms = sum(line["answer"]["cause"] != "none" for line in healthy)
-    table.append(f"| step, within 5 | {near} of {len(steps)} | | |")
-    table.append(f"| false alarms, where nothing was planted | {alarms} of {len(healthy)} | | |")
-    counts = collections.Counter((line["planted"]["cause"], line["answer"]["cause"]) for line in lines)
-    answers = [name for name in (*ANSWERS, "no answer") if any(counts[cause, name] for cause in CAUSES)]
-    confusions = [f"| planted \\ answer | {' | '.join(answers)} |", "|---" * (len(answers) + 1) + "|"]
-    confusions += [
-        f"| {cause} | {' | '.join(str(counts[cause, name] or '') for name in answers)} |" for cause in CAUSES
-    ]
-    return "\n".join([*table, "", *confusions])
-
-
-def _has_moment(line: dict[str, Any]) -> bool:
-    return line["planted"]["cause"] in ("weights_scaled", "attention_logits", "data")
-
-
-def _right(pairs: Sequence[tuple[Any, Any]]) -> int:
-    return sum(truth == answer for truth, answer in pairs)
-
-
-def _chance(pairs: Sequence[tuple[Any, Any]]) -> str:
-    """What the same answers score when they are shuffled, on average, and how often they score as much."""
-    random = np.random.default_rng(0)
-    truths, answers = zip(*pairs, strict=True)
-    by_chance = [
-        sum(truths[each] == answers[other] for each, other in enumerate(random.permutation(len(answers))))
-        for _ in range(PERMUTATIONS)
-    ]
-    as_good = (1 + sum(each >= _right(pairs) for each in by_chance)) / (1 + PERMUTATIONS)
-    return f"{np.mean(by_chance):.1f} | {as_good:.2g}"
-
-
-def main() -> int | None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    running = commands.add_parser("run")
-    running.add_argument("--seed", type=int, required=True)
-    running.add_argument("--runs", type=int, default=RUNS)
-    running.add_argument("--enwiki", default="corpus")
-    running.add_argument("--workdir", type=Path, required=True)
-    running.add_argument("--out", type=Path, required=True)
-    running.set_defaults(function=run)
+    training = commands.add_parser("train")
+    training.add_argument("--seed", type=int, required=True)
+    training.add_argument("--runs", type=int, default=RUNS)
+    training.add_argument("--data", type=Path, required=True)
+    training.add_argument("--work", type=Path, required=True)
+    training.set_defaults(run=train)
+    judging_ = commands.add_parser("judge")
+    judging_.add_argument("--work", type=Path, required=True)
+    judging_.add_argument("--out", type=Path, required=True)
+    judging_.set_defaults(run=judge)
     reporting = commands.add_parser("report")
     reporting.add_argument("files", type=Path, nargs="+")
-    reporting.set_defaults(function=report)
-    training = commands.add_parser("child", help="one run, as `run` starts it")
-    training.add_argument("--plant", required=True)
-    training.add_argument("--workdir", type=Path, required=True)
-    training.add_argument("rest", nargs="*")
-    training.set_defaults(function=child)
+    reporting.set_defaults(run=report)
+    training_process = commands.add_parser("child")
+    training_process.add_argument("--planted", required=True)
+    training_process.add_argument("--corpus", type=Path, required=True)
+    training_process.add_argument("--stop", type=int, default=0)
+    training_process.add_argument("rest", nargs="*")
+    training_process.set_defaults(run=child)
     arguments = parser.parse_args()
-    return arguments.function(arguments)
+    return arguments.run(arguments) or 0
 
 
 if __name__ == "__main__":

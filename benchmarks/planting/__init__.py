@@ -1,0 +1,1 @@
+"""What benchmarks/planted.py is made of: runs drawn at random, faults planted in them, answers judged."""
