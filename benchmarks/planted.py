@@ -37,6 +37,9 @@ from jaxstab.train.config import default_config
 
 ROOT = Path(__file__).parents[1]
 RUNS = 120
+EXCERPT, DOCUMENT = 2_000_000, 5_000  # characters
+# Most of a small run is compiling it; less optimised code does for these sizes.
+FLAGS = "--xla_backend_optimization_level=0"
 TEXTS = {
     "enwiki": "enwiki/train-00000-*.jsonl.xz",
     "enwiki-other": "enwiki/train-00001-*.jsonl.xz",
@@ -49,7 +52,7 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.model.vocabulary, config.model.max_length = 0, 128
     config.model.remat, config.train.loss_chunk = "none", 128
-    config.data.length, config.data.max_tokens = 64, 1_000_000
+    config.data.length, config.data.workers = 64, 1
     config.eval.every, config.eval.final_batches = 0, 2
     config.checkpoint.every, config.checkpoint.keep_last = 0, 1
     config.stability.measure_every = 25
@@ -121,53 +124,68 @@ def _child(planted: dict[str, Any], workdir: Path, arguments: argparse.Namespace
 
 
 def _environment(arguments: argparse.Namespace) -> dict[str, str]:
-    return os.environ | {"JAX_COMPILATION_CACHE_DIR": str(arguments.work / "compiled"), "PYTHONPATH": str(ROOT)}
+    return os.environ | {"XLA_FLAGS": FLAGS, "PYTHONPATH": str(ROOT)}
 
 
 def _corpus(ground: dict[str, Any], arguments: argparse.Namespace) -> Path:
     """What a ground reads: a folder with its keys, its frequent tokens, and the tokens of another text."""
+    from jaxstab.data import load_tokenizer
+
     folder = arguments.work / f"{ground['text']}-{ground['tokenizer']}"
     if (folder / "keys.json").exists():
         return folder
     folder.mkdir(exist_ok=True)
-    keys = _source(ground["text"], arguments) | {"data.cache_dir": str(arguments.work / "cache")}
+    text = _excerpt(ground["text"], arguments)
+    keys = {"data.source": "text", "data.files": str(text), "data.cache_dir": str(arguments.work / "cache")}
     if ground["tokenizer"] != "bytes":
-        path = arguments.work / f"{ground['text']}-{ground['tokenizer']}.json"
-        flags = [f"--config.{key}={value}" for key, value in keys.items()]
-        command = [sys.executable, "main.py", "data", "tokenizer", f"--config={__file__}", *flags]
-        command += [f"--vocabulary={ground['tokenizer']}", f"--out={path}"]
+        keys["data.tokenizer"] = str(folder / "tokenizer.json")
+        command = [
+            sys.executable,
+            "main.py",
+            "data",
+            "tokenizer",
+            f"--config={__file__}",
+            f"--config.data.files={text}",
+        ]
+        command += [
+            "--config.data.source=text",
+            f"--vocabulary={ground['tokenizer']}",
+            f"--out={keys['data.tokenizer']}",
+        ]
         subprocess.run(command, env=_environment(arguments), cwd=ROOT, check=True, capture_output=True)
-        keys["data.tokenizer"] = str(path)
-    tokens, vocabulary = _tokens(keys)
-    other = "wikitext" if ground["text"] == "stdlib" else "stdlib"
-    np.save(
-        folder / "other.npy",
-        _tokens(_source(other, arguments) | {"data.tokenizer": keys.get("data.tokenizer", "bytes")})[0],
-    )
-    (folder / "vocabulary").write_text(str(vocabulary))
-    frequent = [int(token) for token, _ in collections.Counter(tokens.tolist()).most_common(20)]
+    tokenizer = load_tokenizer(keys.get("data.tokenizer", "bytes"), "")
+
+    def tokens(path: Path) -> np.ndarray:
+        texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+        return np.concatenate(tokenizer.encode(texts)).astype(np.int32)
+
+    np.save(folder / "other.npy", tokens(_excerpt("wikitext" if ground["text"] == "stdlib" else "stdlib", arguments)))
+    (folder / "vocabulary").write_text(str(tokenizer.vocabulary))
+    frequent = [int(token) for token, _ in collections.Counter(tokens(text).tolist()).most_common(20)]
     (folder / "frequent.json").write_text(json.dumps(frequent))
     (folder / "keys.json").write_text(json.dumps(keys))
     return folder
 
 
-def _source(text: str, arguments: argparse.Namespace) -> dict[str, str]:
-    if text == "stdlib":
-        return {"data.source": "stdlib"}
-    return {"data.source": "text", "data.files": str(arguments.data / TEXTS[text])}
-
-
-def _tokens(keys: dict[str, str]) -> tuple[np.ndarray, int]:
-    """The tokens of a text's first documents, and the size of the vocabulary."""
-    from jaxstab.data import DataConfig, load_tokenizer
+def _excerpt(text: str, arguments: argparse.Namespace) -> Path:
+    """The first EXCERPT characters of a text, as documents."""
+    from jaxstab.data import DataConfig
     from jaxstab.data.files import BadLines
     from jaxstab.data.sources import documents, open_source
 
-    files = (keys["data.files"],) if "data.files" in keys else ()
-    source = open_source(dataclasses.replace(DataConfig(), source=keys["data.source"], files=files))
-    tokenizer = load_tokenizer(keys.get("data.tokenizer", "bytes"), "")
-    texts = [text for text, _ in zip(documents(source, BadLines(0)), range(100), strict=False)]
-    return np.concatenate(tokenizer.encode(texts)).astype(np.int32), tokenizer.vocabulary
+    path = arguments.work / f"{text}.jsonl"
+    if path.exists():
+        return path
+    keys = {} if text == "stdlib" else {"source": "text", "files": (str(arguments.data / TEXTS[text]),)}
+    size, lines = 0, []
+    for document in documents(open_source(dataclasses.replace(DataConfig(), **keys)), BadLines(0)):
+        for start in range(0, len(document), DOCUMENT):
+            lines.append(json.dumps({"text": document[start : start + DOCUMENT]}))
+        size += len(document)
+        if size > EXCERPT:
+            break
+    path.write_text("\n".join(lines) + "\n")
+    return path
 
 
 # The process that trains.

@@ -33,7 +33,7 @@ CHOICES: dict[str, dict[Any, float]] = {
     "optimizer.clip.method": {"global_norm": 0.75, "adagc": 0.1, "zclip": 0.1, "none": 0.05},
     "optimizer.weight_decay": {0.0: 0.1, 0.01: 0.5, 0.1: 0.4},
     "train.z_loss": {0.0: 0.3, 1e-4: 0.7},
-    "stability.measure": {"light": 0.4, "full": 0.6},
+    "stability.measure": {"light": 0.7, "full": 0.3},
 }
 
 
@@ -59,10 +59,10 @@ def _drawn(random: np.random.Generator) -> dict[str, Any]:
         "model.width": width,
         "model.heads": heads,
         "model.kv_heads": int(random.choice([n for n in range(1, heads + 1) if heads % n == 0])),
-        "model.layers": int(random.integers(3, 11)),
+        "model.layers": int(random.integers(3, 10)),
         "data.length": length,
         "train.batch_size": TOKENS // length,
-        "train.steps": int(random.integers(250, 301)),
+        "train.steps": int(random.integers(220, 271)),
         "train.seed": int(random.integers(1000)),
         "data.seed": int(random.integers(1000)),
         "optimizer.learning_rate": round(between(random, 3e-4, 3e-3), 6),

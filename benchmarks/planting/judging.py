@@ -93,7 +93,7 @@ def effect(workdir: Path, fault: dict[str, Any], twin: Path | None) -> dict[str,
     if twin:
         healthy = losses(twin)
         cost = _mean(loss, sorted(healthy)[-40:]) - _mean(healthy, sorted(healthy)[-40:])
-        return {"cost": _rounded(cost), "shows": not cost < RISE}
+        return {"cost": _rounded(cost), "shows": bool(not cost < RISE)}
     before = [step for step in range(fault["first"] - 60, fault["first"]) if step in loss]
     after = [step for step in range(fault["first"], fault["first"] + 40) if step in loss]
     trend = np.polyfit(before, [loss[step] for step in before], 1)
@@ -102,7 +102,7 @@ def effect(workdir: Path, fault: dict[str, Any], twin: Path | None) -> dict[str,
     if not np.isfinite(beyond).all():
         return {"cost": None, "shows": True}
     cost = max((float(np.mean(beyond[start : start + 5])) for start in range(max(1, len(beyond) - 4))), default=0.0)
-    return {"cost": _rounded(cost), "shows": cost > max(RISE, HARM * noise)}
+    return {"cost": _rounded(cost), "shows": bool(cost > max(RISE, HARM * noise))}
 
 
 def _mean(loss: dict[int, float], steps: Iterable[int]) -> float:
