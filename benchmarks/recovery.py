@@ -30,7 +30,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.planted import poisoned
+from benchmarks.planting.faults import replacing
 from jaxstab.logging import in_force, read_metrics
 from jaxstab.stability.spikes import RULES, deviations_over, exceeds
 
@@ -188,8 +188,14 @@ def child(arguments: argparse.Namespace) -> int:
         import spiking
 
         size = resolve(spiking.get_config()).train.batch_size
-        data.Batches.records = poisoned(data.Batches.records, **POISON, size=size)
+        first, end = (POISON["step"] - 1) * size, (POISON["step"] - 1 + POISON["batches"]) * size
+        data.Batches.records = replacing(data.Batches.records, random_bytes, first, end, size, 1.0)
     return main.main(["main.py", *arguments.rest])
+
+
+def random_bytes(position: int, length: int) -> np.ndarray:
+    """A record of garbage that follows from its position."""
+    return np.random.default_rng(position).integers(0, 256, length, dtype=np.int32)
 
 
 def take_out(workdir: Path, step: int, batches: int) -> None:
