@@ -61,7 +61,7 @@ RESPONSES: dict[str, dict[str, Any]] = {
     "rollback, half the rate": ROLLBACK | {"stability.rollback_learning_rate": 0.5, "stability.rollback_while": 200},
     "qk_norm, as diagnose advises": {"model.qk_norm": True},
 }
-POISON = {"step": 300, "batches": 20, "kind": "one record"}
+POISON = {"step": 300, "batches": 20}  # of one record of random bytes
 COSINE = {"optimizer.schedule.method": "cosine"}
 POISONED: dict[str, dict[str, Any]] = {
     "taken out": {},
@@ -189,13 +189,13 @@ def child(arguments: argparse.Namespace) -> int:
 
         size = resolve(spiking.get_config()).train.batch_size
         first, end = (POISON["step"] - 1) * size, (POISON["step"] - 1 + POISON["batches"]) * size
-        data.Batches.records = replacing(data.Batches.records, random_bytes, first, end, size, 1.0)
+        data.Batches.records = replacing(data.Batches.records, one_record, first, end, size, 1.0)
     return main.main(["main.py", *arguments.rest])
 
 
-def random_bytes(position: int, length: int) -> np.ndarray:
-    """A record of garbage that follows from its position."""
-    return np.random.default_rng(position).integers(0, 256, length, dtype=np.int32)
+def one_record(position: int, length: int) -> np.ndarray:
+    """The same record of garbage at each position."""
+    return np.random.default_rng(0).integers(0, 256, length, dtype=np.int32)
 
 
 def take_out(workdir: Path, step: int, batches: int) -> None:
