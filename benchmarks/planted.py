@@ -38,8 +38,8 @@ from jaxstab.train.config import default_config
 ROOT = Path(__file__).parents[1]
 RUNS = 120
 EXCERPT, DOCUMENT = 2_000_000, 5_000  # characters
-# Most of a small run is compiling it; less optimised code does for these sizes.
-FLAGS = "--xla_backend_optimization_level=0"
+# Most of a small run is compiling it; less optimised code does.
+FLAGS = "--xla_backend_optimization_level=1"
 TEXTS = {
     "enwiki": "enwiki/train-00000-*.jsonl.xz",
     "enwiki-other": "enwiki/train-00001-*.jsonl.xz",
