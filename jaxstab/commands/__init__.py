@@ -1,6 +1,6 @@
 """The commands of main.py, one file each; what a command needs is imported when it runs."""
 
-from jaxstab.commands import compare, data, describe, diagnose, evaluate, generate, import_, tev, train
+from jaxstab.commands import compare, data, describe, diagnose, evaluate, export, generate, import_, tev, train
 from jaxstab.commands.base import WORKDIR, Call, Command, Flag, overrides
 
 COMMANDS = {
@@ -8,6 +8,7 @@ COMMANDS = {
     "describe": describe.COMMAND,
     "diagnose": diagnose.COMMAND,
     "import": import_.COMMAND,
+    "export": export.COMMAND,
     "tev": tev.COMMAND,
     "compare": compare.COMMAND,
     "evaluate": evaluate.COMMAND,

@@ -100,3 +100,4 @@ def refuse_idle(overridden: Sequence[str], config: Config) -> None:
 
 WORKDIR = Flag("workdir", None, "Where the run is kept.")
 STEP = Flag("step", None, "The checkpoint that is read; by default the newest.", flags.DEFINE_integer)
+OUT = Flag("out", None, "What is written.")

@@ -2,9 +2,7 @@
 
 from absl import flags
 
-from jaxstab.commands.base import Call, Command, Flag
-
-OUT = Flag("out", None, "What is written.")
+from jaxstab.commands.base import OUT, Call, Command, Flag
 
 
 def _tokenizer(call: Call) -> None:

@@ -130,14 +130,23 @@ def _file(path: Path) -> Path:
 
 
 def _huggingface(path: Path, end_token: str) -> HuggingFaceTokenizer:
-    from tokenizers import Tokenizer as Library
-
     paths = [path]
     if path.name.endswith("encoder.json"):
-        paths.append(path.with_name(path.name.removesuffix("encoder.json") + "vocab.bpe"))
-    tokenizer = _gpt2(*paths) if len(paths) == 2 else Library.from_file(str(path))
+        paths.append(_merges(path))
+    tokenizer = library_tokenizer(path)
     end = _end(tokenizer.get_vocab(), end_token, path)
     return HuggingFaceTokenizer(tokenizer, _digest(paths, end), end)
+
+
+def library_tokenizer(path: Path):
+    """The tokenizer, of the library `tokenizers`, of a tokenizer.json or of GPT-2's encoder.json."""
+    from tokenizers import Tokenizer as Library
+
+    return _gpt2(path, _merges(path)) if path.name.endswith("encoder.json") else Library.from_file(str(path))
+
+
+def _merges(encoder: Path) -> Path:
+    return encoder.with_name(encoder.name.removesuffix("encoder.json") + "vocab.bpe")
 
 
 def _gpt2(encoder: Path, merges: Path):

@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 from rich.console import Console
 
 from jaxstab import data
 from jaxstab.config import ConfigError, UserError, flatten
 from jaxstab.exchange import weights as exchanged
+from jaxstab.exchange.card import IMPORTED
+from jaxstab.exchange.check import logits_of
 from jaxstab.exchange.families import FAMILIES
 from jaxstab.exchange.family import Family
 from jaxstab.exchange.folder import folder_tensors, read_json
@@ -25,8 +26,7 @@ from jaxstab.exchange.tensors import Tensor
 from jaxstab.exchange.tokenizer import stage
 from jaxstab.logging.console import say
 from jaxstab.model.config import ModelConfig
-from jaxstab.model.transformer import Transformer, read_table
-from jaxstab.table import Weights
+from jaxstab.model.transformer import read_table
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.checkpoint import Checkpoints
 from jaxstab.train.config import Config, check
@@ -34,9 +34,7 @@ from jaxstab.train.program import build
 from jaxstab.train.setup import Setup
 from jaxstab.train.state import TrainState, wrapped_state
 
-IMPORTED = "imported.json"
 RECIPE_S = ("dtype", "remat", "attention", "mask_documents")  # keys of the model that the recipe decides
-PROBE_LENGTH = 64  # tokens on which the wrapped model is compared with the model as it was read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +102,8 @@ def import_model(
         say(console, _plan(found))
         weights = jax.tree.map(jnp.asarray, found.weights())
         state = wrapped_state(program.setup, weights)
-        difference = largest_difference(config.model, weights, program.merge(state))
+        logits = logits_of(config.model, weights)
+        difference = float(np.max(np.abs(logits - logits_of(config.model, program.merge(state)))))
         workdirs.make(workdir)
         with workdirs.alone(workdir):
             if own:
@@ -155,19 +154,6 @@ def _plan(found: Found) -> str:
         f"Importing {found.family.architecture} from {found.source}: {exchanged.size(found.places):,} parameters in "
         f"{len(files)} file{'s' * (len(files) > 1)}, {size / 1e9:.3g} GB"
     )
-
-
-def largest_difference(model: ModelConfig, one: Weights, other: Weights) -> float:
-    """max |Δ logit| between two sets of weights, in float32, on the tokens that `probe_tokens` makes."""
-    logits = jax.jit(Transformer(dataclasses.replace(model, dtype="float32", remat="none", attention="xla")).apply)
-    tokens = probe_tokens(model)
-    return float(jnp.max(jnp.abs(logits({"params": one}, tokens) - logits({"params": other}, tokens))))
-
-
-def probe_tokens(model: ModelConfig) -> Int[np.ndarray, "1 T"]:
-    """Random tokens on which two forms of a model are compared: as many as 64, int32."""
-    dice = np.random.default_rng(0)
-    return dice.integers(0, model.vocabulary, (1, min(PROBE_LENGTH, model.max_length)), np.int32)
 
 
 def _save(config: Config, state: TrainState, workdir: Path, found: Found, difference: float) -> None:

@@ -15,6 +15,7 @@ from jaxstab.table import Effective, Row, Table, rows
 
 PARAMETERS = {"weight": ("kernel", "embedding", "scale"), "bias": ("bias",)}
 HEAD, EMBEDDING = "lm_head/kernel", "embed_tokens/embedding"
+ENDS = ("embed_tokens", "lm_head")  # which may share their matrix
 
 
 class Piece(NamedTuple):
@@ -108,7 +109,7 @@ def read(family: Family, heads: int, table: Table[Effective], places: Mapping[Pi
                 arrays.setdefault(row.path, np.empty(row.shape, np.float32))[piece.layer] = part
     if table["lm_head"]["kernel"].tied:
         arrays[HEAD] = arrays[EMBEDDING].T
-    return _tree(arrays)
+    return tree(arrays)
 
 
 def _finite(tensor: Tensor) -> np.ndarray:
@@ -132,23 +133,25 @@ def theirs(family: Family, heads: int, piece: Piece, arrays: list[np.ndarray]) -
     return np.ascontiguousarray(array.T if _is_transposed(family, piece) else array)
 
 
-def _tree(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
+def tree(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Arrays by path as a tree of dicts."""
+    nested: dict[str, Any] = {}
     for path, array in arrays.items():
         *modules, name = path.split("/")
-        inner = tree
+        inner = nested
         for module in modules:
             inner = inner.setdefault(module, {})
         inner[name] = array
-    return tree
+    return nested
 
 
-def groups(listed: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces in lists that share their parameters' stacks, so that each stack is needed once."""
+def groups(listed: Iterable[Piece]) -> Iterator[tuple[tuple[str, ...], list[Piece]]]:
+    """Pieces with the modules that they hold, whose parameters are read together: (modules, pieces)."""
     together: dict[tuple[str, ...], list[Piece]] = {}
     for piece in listed:
-        together.setdefault(tuple(row.path for row in piece.rows), []).append(piece)
-    yield from together.values()
+        modules = tuple(row.path.rpartition("/")[0] for row in piece.rows)
+        together.setdefault(ENDS if modules[0] in ENDS else modules, []).append(piece)
+    yield from together.items()
 
 
 def size(listed: Iterable[Piece]) -> int:

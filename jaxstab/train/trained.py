@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from jaxstab import data, scale
 from jaxstab.config import UserError, from_flat
 from jaxstab.evaluate import LanguageModel
 from jaxstab.model.transformer import Transformer
-from jaxstab.table import Weights
+from jaxstab.reparam import reparameterize
+from jaxstab.table import Row, Weights
 from jaxstab.train.checkpoint import reason, sealed
 from jaxstab.train.config import Config
 from jaxstab.train.digests import digests, leaves_by_path
@@ -48,7 +50,7 @@ def load(workdir: str | Path, step: int | None = None) -> Trained:
     """
     path = checkpoint_of(Path(workdir), step)
     record = read_record(path)
-    config = _config(path, record)
+    config = config_of(path, record)
     tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)
     if tokenizer.digest != record["meta"]["tokenizer_digest"]:
         raise UserError(f"data.tokenizer={config.data.tokenizer} isn't the tokenizer that {workdir} was trained with")
@@ -79,16 +81,30 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _config(path: Path, record: dict[str, Any]) -> Config:
+def config_of(path: Path, record: dict[str, Any]) -> Config:
+    """The config in a checkpoint's record; raises UserError where it can't be used."""
     try:
         return from_flat(Config, record["meta"]["config"])
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"the config of {path} can't be used: {reason(error)}") from error
 
 
-def read_weights(path: Path, record: dict[str, Any], config: Config, mesh: Mesh) -> Weights:
-    """The effective weights of a checkpoint, on a mesh; its moments stay on the disk. Raises UserError."""
-    table, _, reparam = reparameterized(config)
+def read_weights(
+    path: Path, record: dict[str, Any], config: Config, mesh: Mesh, modules: Collection[str] = ()
+) -> Weights:
+    """The effective weights of a checkpoint, on a mesh; its moments stay on the disk.
+
+    Args:
+      path, record, config: of the checkpoint.
+      mesh: where they go.
+      modules: paths such as "layers/mlp/up_proj", to read their parameters alone; all where none is given.
+
+    Raises:
+      UserError: the checkpoint is damaged, or of another model.
+    """
+    whole, methods, _ = reparameterized(config)
+    table: Any = _restricted(whole, modules) if modules else whole
+    reparam = reparameterize(table, *methods)
     raw, state = jax.eval_shape(reparam.init, jax.tree.map(_shape, table), jax.random.key(0))
     shardings = scale.shardings(reparam.table, mesh), jax.tree.map(lambda _: scale.replicated(mesh), state)
     abstract = jax.tree.map(
@@ -99,6 +115,17 @@ def read_weights(path: Path, record: dict[str, Any], config: Config, mesh: Mesh)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Some donated buffers")  # gates, which no weight can take the place of
         return merge(part["raw"], part["reparam"])
+
+
+def _restricted(table: Any, modules: Collection[str], path: str = "") -> Any:
+    """The part of a table that has the parameters of some modules."""
+    part: dict[str, Any] = {}
+    for name, inner in table.items():
+        if isinstance(inner, Row):
+            part |= {name: inner} if path in modules else {}
+        else:
+            part[name] = _restricted(inner, modules, f"{path}/{name}".lstrip("/"))
+    return {name: inner for name, inner in part.items() if inner}
 
 
 def _shape(row: Any) -> jax.ShapeDtypeStruct:

@@ -6,17 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from jaxstab.exchange import find
+from jaxstab.data import DataConfig
+from jaxstab.exchange import export, find, import_model
 from jaxstab.exchange.weights import theirs
 from jaxstab.model.transformer import Transformer
+from jaxstab.train.config import Config
 
 torch = pytest.importorskip("torch", reason="make parity installs PyTorch")
 transformers = pytest.importorskip("transformers", reason="make parity installs transformers")
 
-COMMON = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+COMMON = {"vocab_size": 263, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 LLAMA = {**COMMON, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 40}
-GPT2 = {"vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 40}
+GPT2 = {"vocab_size": 263, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 40}
 MODELS = {
     "llama": ("Llama", LLAMA),
     "llama, tied, biases, wide heads": (
@@ -41,7 +44,7 @@ MODELS = {
     "olmo2": ("Olmo2", {**LLAMA, "pad_token_id": None}),
 }
 HEADS = {"GPT2": "GPT2LMHeadModel"}
-TOKENS = np.random.default_rng(0).integers(0, 61, (2, 20))
+TOKENS = np.random.default_rng(0).integers(0, 263, (2, 20))
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -88,6 +91,20 @@ def test_logits_and_gradients(saved):
         np.testing.assert_allclose(
             theirs(found.family, found.model.heads, piece, arrays), expected, atol=1e-6, rtol=2e-4
         )
+
+
+def test_and_back(saved, tmp_path):
+    """Imported and exported, every tensor is bit for bit the same, and transformers reads what it read before."""
+    model, folder = saved
+    import_model(folder, Config(data=DataConfig(length=16)), tmp_path / "run")
+    assert export(tmp_path / "run", tmp_path / "out") <= 2e-5
+    again = type(model).from_pretrained(tmp_path / "out").state_dict()
+    before = type(model).from_pretrained(folder).state_dict()
+    assert again.keys() == before.keys()
+    for name, tensor in before.items():
+        assert torch.equal(again[name], tensor), name
+    files = [[load_file(file) for file in each.glob("*.safetensors")] for each in (folder, tmp_path / "out")]
+    assert set().union(*files[0]) == set().union(*files[1])
 
 
 def leaf(tree, path):
