@@ -143,12 +143,15 @@ def _read(key: Key, values: Mapping[str, Any]) -> Any:
 def _lifted(theirs: Mapping[str, Any]) -> dict[str, Any]:
     """config.json with the entries of rope_parameters beside the others, under today's names, checked for what no
     model of ours has."""
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise UserError(f"its config.json has rope_parameters={rope!r}, which is no object")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"its config.json has a rotary embedding of rope_type={kind!r}; known is 'default' alone")
+    rope: dict[str, Any] = {}
+    for section in ("rope_scaling", "rope_parameters"):
+        entries = theirs.get(section) or {}
+        if not isinstance(entries, Mapping):
+            raise UserError(f"its config.json has {section}={entries!r}, which is no object")
+        kind = entries.get("rope_type", entries.get("type", "default"))
+        if kind != "default":
+            raise UserError(f"its config.json has a rotary embedding of rope_type={kind!r}; known is 'default' alone")
+        rope |= entries
     layers = theirs.get("layer_types") or []
     if not isinstance(layers, list) or any(each != "full_attention" for each in layers):
         raise UserError("its config.json has layer_types that aren't full_attention, which alone is known")

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from jaxstab import data
 from jaxstab.config import ConfigError, UserError, flatten
+from jaxstab.exchange import llama2c
 from jaxstab.exchange import weights as exchanged
 from jaxstab.exchange.card import IMPORTED
 from jaxstab.exchange.check import logits_of
@@ -42,7 +43,7 @@ class Found:
     """A model in files, of which nothing but headers has been read.
 
     Attributes:
-      source: the folder.
+      source: the folder, or the file of llama2.c.
       family, model: what it is.
       places: where every parameter is.
     """
@@ -58,9 +59,12 @@ class Found:
 
 
 def find(source: Path) -> Found:
-    """Reads what a folder says of its model; raises UserError where that isn't one of ours, or doesn't agree."""
-    theirs = read_json(source / "config.json") if source.is_dir() else {}
-    tensors = folder_tensors(source)
+    """Reads what a folder, or a file of llama2.c, says of its model; raises UserError where that isn't one of ours."""
+    if source.is_file():
+        theirs, tensors = llama2c.llama(source)
+    else:
+        tensors = folder_tensors(source)
+        theirs = read_json(source / "config.json")
     kind = theirs.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"{source} has model_type={kind!r}; known: {', '.join(FAMILIES)}")
@@ -78,7 +82,7 @@ def import_model(
     """Makes a workdir of a model from elsewhere, with the recipe of a config.
 
     Args:
-      source: a folder with config.json and safetensors.
+      source: a folder with config.json and safetensors, or a file of llama2.c.
       config: the recipe; what the model is, comes from `source`.
       workdir: new; gets the config, the tokenizer and a checkpoint of step 0.
       overridden: the config's keys that the command line gives.

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxstab.data import DataConfig, Tokenizer
 from jaxstab.data.tokenizers import END, END_TOKENS, IN_A_DIRECTORY, library_tokenizer
+from jaxstab.exchange import llama2c
 from jaxstab.exchange.folder import read_json
 
 # GPT-2's two files by Hugging Face's names and OpenAI's.
@@ -21,18 +22,28 @@ def stage(source: Path, target: Path) -> dict[str, str]:
     """Copies a model's tokenizer.
 
     Args:
-      source: the model's folder.
+      source: the model's folder, or its file of llama2.c.
       target: an empty folder.
 
     Returns:
       The keys of the data that say how a document ends, `{"end_token": ""}` where the tokenizer itself says it; {}
       where no tokenizer is there that the data room reads.
     """
+    if source.is_file():
+        return _stage_llama2c(source, target)
     named = next((names for names in (FILES, GPT2_FILES) if _copy(source, target, names)), None)
     if named is None:
         return {}
     _copy(source, target, {name: name for name in BESIDE})
     return {"end_token": "" if (target / "tokenizer.model").exists() else _end_token(target)}
+
+
+def _stage_llama2c(source: Path, target: Path) -> dict[str, str]:
+    beside = llama2c.tokenizer_beside(source)
+    if beside is None:
+        return {}
+    llama2c.write_tokenizer_json(beside, target / "tokenizer.json")
+    return {"end_token": "<s>"}  # which parts the stories that these models were trained on
 
 
 def _copy(source: Path, target: Path, names: dict[str, str]) -> list[Path]:
