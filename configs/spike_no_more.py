@@ -63,6 +63,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer.learning_rate = rate
     config.optimizer.rule.adamw.b2 = b2
     config.optimizer.warmup = 2000
+    config.optimizer.decay_factors = ("embed_tokens=0", "embed_positions=0")  # as Megatron-LM had it
     config.train.steps = 50_000
     config.train.batch_size = batch_size
     config.train.z_loss = 0.0

@@ -320,8 +320,8 @@ def test_values_that_do_not_fit_together_are_refused(section, changes, message):
     ("changes", "message"),
     [
         (
-            {"reparam.method": "wesar", "reparam.wesar.trainable_gates": False, "optimizer.decay_gates": True},
-            r"reparam\.method=wesar keeps its gates fixed, and optimizer\.decay_gates=True would shrink them",
+            {"reparam.method": "wesar", "reparam.wesar.trainable_gates": False, "optimizer.decay_factors": ("gate=1",)},
+            r"reparam\.method=wesar keeps its gates fixed, and optimizer\.decay_factors would shrink them",
         ),
         (
             {"reparam.method": "wesar", "reparam.wesar.trainable_gates": False, "optimizer.rule.adamw.eps": 0.0},
@@ -360,8 +360,8 @@ def test_keys_that_contradict_each_other_are_refused(changes, message):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"reparam.method": "wesar", "optimizer.decay_gates": True},
-        {"reparam.wesar.trainable_gates": False, "optimizer.decay_gates": True},
+        {"reparam.method": "wesar", "optimizer.decay_factors": ("gate=1",)},
+        {"reparam.wesar.trainable_gates": False, "optimizer.decay_factors": ("gate=1",)},
         {"optimizer.schedule.method": "linear", "optimizer.schedule.linear.floor": 0.1, "train.extend": 10},
         {"optimizer.schedule.method": "linear", "train.extend": 0},
         {"init.method": "mup", "reparam.method": "residual_scaling"},

@@ -2,6 +2,7 @@
 
 from jaxstab.optimize.chain import (
     CLIPS,
+    DECAYS,
     OPTIMIZERS,
     PROJECTIONS,
     SCHEDULES,
@@ -15,6 +16,7 @@ from jaxstab.optimize.chain import (
 
 __all__ = [
     "CLIPS",
+    "DECAYS",
     "OPTIMIZERS",
     "PROJECTIONS",
     "SCHEDULES",

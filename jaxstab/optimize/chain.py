@@ -12,15 +12,25 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from jaxstab.config import ConfigError, MethodConfig, Options, Range, build_method, method_section, option, section
-from jaxstab.optimize import clipping, projections
+from jaxstab.config import (
+    ConfigError,
+    MethodConfig,
+    Options,
+    Range,
+    build_method,
+    method_section,
+    option,
+    section,
+    unknown,
+)
+from jaxstab.optimize import clipping, decays, projections
 from jaxstab.optimize.adam import adamw, stable_adamw
 from jaxstab.optimize.layers import TransformationFactory
 from jaxstab.optimize.muon import muon
 from jaxstab.optimize.projections import Projection
 from jaxstab.optimize.qk_clip import qk_clip
 from jaxstab.optimize.schedules import constant, cosine, linear, warmup_stable_decay, with_warmup
-from jaxstab.table import Table
+from jaxstab.table import MATRICES, VECTORS, Row, Table
 
 OPTIMIZERS: dict[str, Callable[..., TransformationFactory]] = {
     "adamw": adamw,
@@ -33,6 +43,11 @@ CLIPS: dict[str, Callable[..., TransformationFactory]] = {
     "zclip": clipping.zclip,
     "none": clipping.none,
 }
+DECAYS: dict[str, Callable[..., decays.Decay]] = {
+    "decoupled": decays.decoupled,
+    "adamc": decays.adamc,
+    "cautious": decays.cautious,
+}
 PROJECTIONS: dict[str, Callable[..., Projection]] = {"none": projections.none, "qk_clip": qk_clip}
 SCHEDULES = {
     "cosine": cosine,
@@ -43,6 +58,7 @@ SCHEDULES = {
 
 RuleConfig = method_section("RuleConfig", OPTIMIZERS, "adamw", "Update rule (jaxstab/optimize).")
 ClipConfig = method_section("ClipConfig", CLIPS, "global_norm", "Gradient clipping (jaxstab/optimize/clipping.py).")
+DecayConfig = method_section("DecayConfig", DECAYS, "decoupled", "What decays (jaxstab/optimize/decays.py).")
 ProjectionConfig = method_section(
     "ProjectionConfig", PROJECTIONS, "none", "What is done to weights after an update (jaxstab/optimize)."
 )
@@ -60,6 +76,7 @@ class OptimizerConfig(Options):
 
     rule: MethodConfig = section(RuleConfig)
     clip: MethodConfig = section(ClipConfig)
+    decay: MethodConfig = section(DecayConfig)
     schedule: MethodConfig = section(ScheduleConfig)
     projection: MethodConfig = section(ProjectionConfig)
     learning_rate: float = option(1e-3, "Peak learning rate.", Range(0))
@@ -69,15 +86,41 @@ class OptimizerConfig(Options):
         False,
         "Whether decay follows the schedule alone, not times the peak learning rate (Wortsman et al. 2023).",
     )
-    decay_gates: bool = option(
-        False,
-        "Whether gates decay too, which Nishida et al. leave open. Off: a gate is a scale, like a norm's gain.",
+    decay_factors: tuple[str, ...] = option(
+        (),
+        "Weight decay by role, as role=factor, where it isn't that of all matrices: `embed_tokens=0` has none (OLMo 2 "
+        "and 3), `gate=1` makes gates decay as matrices do, which Nishida et al. leave open.",
+    )
+    decay_schedule: str = option(
+        "constant", "Weight decay over the run: constant, or falling to 0 at its end.", choices=("constant", "linear")
     )
     clip_on: str = option(
         "raw",
         "The gradient that is clipped: that of the stored parameters, as PyTorch does, or of the effective weights.",
         choices=("raw", "effective"),
     )
+
+    def decay_of(self, row: Row) -> float:
+        """A parameter's weight decay, as a multiple of `weight_decay`; raises ConfigError for an unknown role."""
+        factors = self._decay_factors
+        return factors[row.role] * (row.decay or 1.0) if row.role in factors else row.decay
+
+    def decays(self, role: str) -> bool:
+        """Whether a role that usually has no decay is given one."""
+        return bool(self._decay_factors.get(role))
+
+    @functools.cached_property
+    def _decay_factors(self) -> dict[str, float]:
+        factors = {}
+        for given in self.decay_factors:
+            role, _, factor = given.partition("=")
+            if role not in MATRICES + VECTORS:
+                raise ConfigError(unknown(f"role in optimizer.decay_factors={given}", role, MATRICES + VECTORS))
+            try:
+                factors[role] = float(factor)
+            except ValueError:
+                raise ConfigError(f"optimizer.decay_factors={given} must be role=factor: embed_tokens=0") from None
+        return factors
 
     @property
     def eps(self) -> float:
@@ -137,7 +180,7 @@ def build(config: OptimizerConfig, table: Table, steps: int, effective: Table | 
     update = optax.chain(
         _scale(jax.tree.map(lambda row: 1 / row.eps, table)),
         build_method(config.rule, OPTIMIZERS)(table),
-        _decay_and_rate(config, table, schedule),
+        _decay_and_rate(config, table, schedule, steps),
     )
     clipped = effective if effective is not None and config.clip_on == "effective" else table
     project = functools.partial(build_method(config.projection, PROJECTIONS).project, table)
@@ -177,19 +220,26 @@ def _scale(multipliers: Any) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: jax.tree.map(lambda g, m: g if m == 1 else m * g, updates, multipliers))
 
 
-def _decay_and_rate(config: OptimizerConfig, table: Table, schedule: Callable[..., Any]) -> Any:
-    """-s_t m η (u + λ W), or -s_t m (η u + λ W) with independent decay (Wortsman et al. 2023, section 3.4)."""
+def _decay_and_rate(config: OptimizerConfig, table: Table, schedule: Callable[..., Any], steps: int) -> Any:
+    """-s_t m η (u + λ W), or -s_t m (η u + λ W) with independent decay (Wortsman et al. 2023, section 3.4).
+
+    W is what the decay rule makes of it.
+    """
+    pull = build_method(config.decay, DECAYS)
+    factors = jax.tree.map(config.decay_of, table)
 
     def update(updates: Any, state: Any, params: Any, *, hypers: Hypers, **_: Any) -> tuple[Any, Any]:
-        shape = schedule(hypers.on_schedule(state.count))
+        position = hypers.on_schedule(state.count)
+        shape, weight_decay = schedule(position), hypers.weight_decay
+        if config.decay_schedule == "linear":
+            weight_decay = weight_decay * jnp.maximum(1 - position / steps, 0)
 
-        def leaf(row: Any, u: jax.Array, w: jax.Array) -> jax.Array:
-            decays = row.decay or (config.decay_gates and row.role == "gate")
-            decay = (row.decay or 1.0) * hypers.weight_decay * w if decays else 0.0
+        def leaf(row: Row, factor: float, u: jax.Array, w: jax.Array) -> jax.Array:
+            decay = factor * weight_decay * pull(row, u, w, shape) if factor else 0.0
             rate, scale = hypers.learning_rate, -shape * row.learning_rate
             return scale * (rate * u + decay) if config.independent_decay else scale * rate * (u + decay)
 
-        return jax.tree.map(leaf, table, updates, params), optax.ScaleByScheduleState(state.count + 1)
+        return jax.tree.map(leaf, table, factors, updates, params), optax.ScaleByScheduleState(state.count + 1)
 
     init = optax.scale_by_schedule(schedule).init
     return optax.GradientTransformationExtraArgs(init, update)

@@ -171,8 +171,8 @@ def check(config: Config) -> None:
         )
     if any(method.fixed_gates for method in compose(config.reparam, METHODS)):
         fixed = f"reparam.method={config.reparam.method} keeps its gates fixed"
-        if options.decay_gates:
-            raise ConfigError(f"{fixed}, and optimizer.decay_gates=True would shrink them; leave one of them out")
+        if options.decays("gate"):
+            raise ConfigError(f"{fixed}, and optimizer.decay_factors would shrink them; leave gate out of it")
         if options.eps == 0:
             raise ConfigError(
                 f"{fixed}, so that their gradient is zero, which optimizer.rule.{options.rule.method}.eps=0 divides by "

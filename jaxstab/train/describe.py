@@ -53,7 +53,7 @@ def _cells(row: Row, used: Row, stored: Table[Stored], methods: tuple[Method, ..
         beside = f"{row.path.rpartition('/')[0]}/gate"
         gate = next((s.value for s in rows(stored) if s.path == beside), None if constant == 1 else constant)
     is_preserved = row.is_matrix and all(method.preserves for method in applied)
-    decays = row.decay or (row.role == "gate" and config.optimizer.decay_gates)
+    decays = config.optimizer.decay_of(row)
     return (
         row.path,
         row.role,

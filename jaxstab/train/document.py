@@ -15,7 +15,7 @@ from jaxstab.config import Declared, declared
 from jaxstab.initialize import SCALES
 from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.placements import PLACEMENTS
-from jaxstab.optimize import CLIPS, OPTIMIZERS, PROJECTIONS, SCHEDULES
+from jaxstab.optimize import CLIPS, DECAYS, OPTIMIZERS, PROJECTIONS, SCHEDULES
 from jaxstab.reparam import METHODS
 from jaxstab.train.config import NOT_TRAINING, Config
 
@@ -61,6 +61,7 @@ REGISTRIES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "model.norm_placement.method": ("Norm placement", PLACEMENTS),
     "optimizer.rule.method": ("Update rules", OPTIMIZERS),
     "optimizer.clip.method": ("Clipping", CLIPS),
+    "optimizer.decay.method": ("Weight decay", DECAYS),
     "optimizer.projection.method": ("Projections after the update", PROJECTIONS),
     "optimizer.schedule.method": ("Schedules", SCHEDULES),
 }

@@ -1,6 +1,7 @@
 """The optimizer against optax.adamw and against the papers' update rules in float64 NumPy."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from jaxstab import table
+from jaxstab.config import ConfigError
 from jaxstab.optimize import Hypers, OptimizerConfig, build
 
 STEPS = 6
@@ -125,10 +127,50 @@ def test_a_row_s_multipliers_are_its_own():
     check_by_hand(dataclasses.replace(config, independent_decay=True), rows)
 
 
-@pytest.mark.parametrize("decay_gates", [False, True])
-def test_matrices_decay_and_gates_where_they_are_asked_to(decay_gates):
-    config = config_of(learning_rate=0.03, weight_decay=0.2, decay_gates=decay_gates)
-    check_by_hand(config, decays=lambda row: float(row.is_matrix or (decay_gates and row.role == "gate")))
+@pytest.mark.parametrize("factors", [{}, {"gate": 1.0}, {"lm_head": 0.0, "q_proj": 0.25, "gate": 0.02}])
+def test_a_role_decays_by_its_factor(factors):
+    given = tuple(f"{role}={factor}" for role, factor in factors.items())
+    config = config_of(learning_rate=0.03, weight_decay=0.2, decay_factors=given)
+    check_by_hand(config, decays=lambda row: factors.get(row.role, float(row.is_matrix)))
+
+
+@pytest.mark.parametrize("given", ["q_prj=0", "q_proj", "q_proj=much"])
+def test_a_mistake_in_decay_factors_is_named(given):
+    with pytest.raises(ConfigError, match=re.escape(given)):
+        build(config_of(decay_factors=(given,)), TABLE, STEPS)
+
+
+def test_decay_falls_to_nothing_at_the_end_where_it_is_scheduled():
+    zeros = [jax.tree.map(np.zeros_like, START)] * STEPS
+    last = run(config_of(learning_rate=0.03, weight_decay=0.2, decay_schedule="linear"), gradients=zeros)[-1]
+    factor = np.prod([1 - schedule_of(step) * 0.03 * 0.2 * (1 - step / STEPS) for step in range(STEPS)])
+    np.testing.assert_allclose(last["head"], START["head"] * factor, rtol=1e-5)
+
+
+def decay(method):
+    return dataclasses.replace(OptimizerConfig().decay, method=method)
+
+
+def test_adamc_decays_the_blocks_by_the_square_of_the_schedule():
+    zeros = [jax.tree.map(np.zeros_like, START)] * STEPS
+    last = run(config_of(learning_rate=0.03, weight_decay=0.2, decay=decay("adamc")), gradients=zeros)[-1]
+    for name, stacked in (("q", True), ("head", False)):
+        factor = np.prod([1 - 0.006 * schedule_of(step) ** (1 + stacked) for step in range(STEPS)])
+        now, start = (tree["layers"][name] if stacked else tree[name] for tree in (last, START))
+        np.testing.assert_allclose(now, start * factor, rtol=1e-5)
+
+
+def test_cautious_decay_takes_off_only_what_the_update_takes_off():
+    plain, cautious = (
+        run(config_of(learning_rate=0.03, weight_decay=0.2, decay=decay(method)))[0]
+        for method in ("decoupled", "cautious")
+    )
+    alone = run(config_of(learning_rate=0.03, weight_decay=0.0))[0]
+    moved = np.float64(START["head"]) - alone["head"]
+    towards_zero = moved * START["head"] >= 0
+    assert 0.2 < towards_zero.mean() < 0.8
+    expected = np.where(towards_zero, plain["head"], alone["head"])
+    np.testing.assert_allclose(cautious["head"], expected, rtol=1e-6)
 
 
 def test_decay_alone_shrinks_by_the_rate_or_by_the_schedule():

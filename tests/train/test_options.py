@@ -202,7 +202,7 @@ def signature(changes):
 # What has to be set for a key to have an effect, and values where the rule below makes none that fits.
 CONTEXT = {
     "optimizer.clip_on": {"reparam.method": "wesar", "optimizer.clip.global_norm.max_norm": 0.01},
-    "optimizer.decay_gates": {"reparam.method": "wesar"},
+    "optimizer.decay_factors": {"optimizer.decay_factors": ("q_proj=0",)},
     "reparam.weight_norm.constant": {"reparam.weight_norm.gate": "constant"},
     "optimizer.clip.method": {"optimizer.clip.global_norm.max_norm": 0.01},
     "optimizer.clip.global_norm.max_norm": {"optimizer.clip.global_norm.max_norm": 0.01},
