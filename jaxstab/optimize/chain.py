@@ -24,9 +24,10 @@ from jaxstab.config import (
     unknown,
 )
 from jaxstab.optimize import clipping, decays, projections
-from jaxstab.optimize.adam import adamw, stable_adamw
+from jaxstab.optimize.adam import adamw, batch_adamw, cautious_adamw, stable_adamw
 from jaxstab.optimize.layers import TransformationFactory
 from jaxstab.optimize.muon import muon
+from jaxstab.optimize.normuon import normuon
 from jaxstab.optimize.projections import Projection
 from jaxstab.optimize.qk_clip import qk_clip
 from jaxstab.optimize.schedules import constant, cosine, linear, warmup_stable_decay, with_warmup
@@ -35,7 +36,10 @@ from jaxstab.table import MATRICES, VECTORS, Row, Table
 OPTIMIZERS: dict[str, Callable[..., TransformationFactory]] = {
     "adamw": adamw,
     "stable_adamw": stable_adamw,
+    "cautious_adamw": cautious_adamw,
+    "batch_adamw": batch_adamw,
     "muon": muon,
+    "normuon": normuon,
 }
 CLIPS: dict[str, Callable[..., TransformationFactory]] = {
     "global_norm": clipping.global_norm,
@@ -47,6 +51,7 @@ DECAYS: dict[str, Callable[..., decays.Decay]] = {
     "decoupled": decays.decoupled,
     "adamc": decays.adamc,
     "cautious": decays.cautious,
+    "hyperball": decays.hyperball,
 }
 PROJECTIONS: dict[str, Callable[..., Projection]] = {"none": projections.none, "qk_clip": qk_clip}
 SCHEDULES = {
@@ -221,11 +226,10 @@ def _scale(multipliers: Any) -> optax.GradientTransformation:
 
 
 def _decay_and_rate(config: OptimizerConfig, table: Table, schedule: Callable[..., Any], steps: int) -> Any:
-    """-s_t m η (u + λ W), or -s_t m (η u + λ W) with independent decay (Wortsman et al. 2023, section 3.4).
-
-    W is what the decay rule makes of it.
+    """-s_t m η (u + λ W) or what the decay rule makes of it; -s_t m (η u + λ W) with independent decay (Wortsman et al.
+    2023, section 3.4).
     """
-    pull = build_method(config.decay, DECAYS)
+    rule = build_method(config.decay, DECAYS)
     factors = jax.tree.map(config.decay_of, table)
 
     def update(updates: Any, state: Any, params: Any, *, hypers: Hypers, **_: Any) -> tuple[Any, Any]:
@@ -235,9 +239,10 @@ def _decay_and_rate(config: OptimizerConfig, table: Table, schedule: Callable[..
             weight_decay = weight_decay * jnp.maximum(1 - position / steps, 0)
 
         def leaf(row: Row, factor: float, u: jax.Array, w: jax.Array) -> jax.Array:
-            decay = factor * weight_decay * pull(row, u, w, shape) if factor else 0.0
-            rate, scale = hypers.learning_rate, -shape * row.learning_rate
-            return scale * (rate * u + decay) if config.independent_decay else scale * rate * (u + decay)
+            scale = shape * row.learning_rate
+            rate = scale * hypers.learning_rate
+            decay = factor * weight_decay * (scale if config.independent_decay else rate) if factor else None
+            return rule(row, u, w, rate, decay, shape)
 
         return jax.tree.map(leaf, table, factors, updates, params), optax.ScaleByScheduleState(state.count + 1)
 

@@ -1,4 +1,4 @@
-"""Decay rules: what weight decay pulls at, once the update rule has spoken."""
+"""Decay rules: how update and weight decay become a step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxstab.numerics import matrix_norm
+from jaxstab.optimize.layers import is_hidden
 from jaxstab.table import Row
 
-# (row, update, weight, fraction of the peak learning rate) -> what is scaled by rate and weight decay and taken off.
-# An update points uphill: rate times it is taken off, too.
-Decay = Callable[[Row, Array, Array, Float[Array, ""]], Array]
+# (row, update u, weight W, rate η_t, decay η_t λ or None for a row without, η_t/η_max) -> the step, added to W.
+Decay = Callable[[Row, Array, Array, Array, Array | None, Float[Array, ""]], Array]
 
 
 def decoupled() -> Decay:
@@ -24,7 +25,7 @@ def decoupled() -> Decay:
     Checked against: torch.optim.AdamW
     Certainty: primary
     """
-    return lambda row, update, weight, shape: weight
+    return lambda row, u, w, rate, decay, shape: _step(rate * u, decay, w)
 
 
 def adamc() -> Decay:
@@ -39,7 +40,7 @@ def adamc() -> Decay:
     Checked against: pytorch-optimizer's AdamC (tests/parity), and NumPy in float64
     Certainty: primary for the rule; which matrices count as normalised is ours: those inside the blocks
     """
-    return lambda row, update, weight, shape: shape * weight if row.stacked else weight
+    return lambda row, u, w, rate, decay, shape: _step(rate * u, decay, shape * w if row.stacked else w)
 
 
 def cautious() -> Decay:
@@ -51,8 +52,37 @@ def cautious() -> Decay:
     Checked against: NumPy in float64
     Certainty: primary
     """
+    return lambda row, u, w, rate, decay, shape: _step(rate * u, decay, jnp.where(u * w >= 0, w, 0.0))
 
-    def pull(row: Row, update: jax.Array, weight: jax.Array, shape: Array) -> Array:
-        return jnp.where(update * weight >= 0, weight, 0.0)
 
-    return pull
+def hyperball() -> Decay:
+    """The norm of every hidden matrix stays what it was at initialization, and each step is η times that norm.
+
+    The learning rate is thereby the update ratio, whatever the gradient. Hidden matrices have no weight decay; what
+    isn't one, embeddings and lm_head among them, decays as usual. On matrices that store their scale elsewhere, as
+    gates do, it holds the stored norm only.
+
+    Formula: W := R normalize(W - η_t R normalize(u)), R = ‖W‖_F, one per matrix
+    Paper: Wen et al. 2025 (arXiv:2606.16899), with AdamH and MuonH by the update rule
+    Parameters: none
+    Checked against: NumPy in float64
+    Certainty: primary for the formula; whether it helps is contested
+    """
+
+    def step(row: Row, u: Array, w: Array, rate: Array, decay: Array | None, shape: Array) -> Array:
+        if not is_hidden(row):
+            return _step(rate * u, decay, w)
+        radius = matrix_norm(row, w, keepdims=True)
+        moved = w - rate * radius * _normalized(row, u)
+        return radius * _normalized(row, moved) - w
+
+    return step
+
+
+def _step(moved: Array, decay: Array | None, w: Array) -> Array:
+    return -(moved if decay is None else moved + decay * w)
+
+
+def _normalized(row: Row, x: jax.Array) -> jax.Array:
+    norm = matrix_norm(row, x, keepdims=True)
+    return x / jnp.where(norm > 0, norm, 1.0)

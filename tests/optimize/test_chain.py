@@ -173,6 +173,28 @@ def test_cautious_decay_takes_off_only_what_the_update_takes_off():
     np.testing.assert_allclose(cautious["head"], expected, rtol=1e-6)
 
 
+def test_on_the_hyperball_norms_stay_and_every_step_is_the_rate_times_the_norm():
+    trail = run(config_of(learning_rate=0.03, weight_decay=0.2, decay=decay("hyperball")))
+    plain = run(config_of(learning_rate=0.03, weight_decay=0.2))
+    before = START
+    for step, after in enumerate(trail):
+        for w, now in zip(np.float64(before["layers"]["q"]), np.float64(after["layers"]["q"]), strict=True):
+            radius, moved = np.linalg.norm(w), np.linalg.norm(now - w)
+            np.testing.assert_allclose(np.linalg.norm(now), radius, rtol=1e-5)
+            assert moved <= 1.001 * 0.03 * schedule_of(step) * radius
+        before = after
+    jax.tree.map(np.testing.assert_array_equal, trail[-1]["head"], plain[-1]["head"])  # no hidden matrix: as usual
+
+
+def test_the_hyperball_follows_the_formula():
+    """The first update of Adam is the sign of the gradient, but for eps."""
+    (first, *_) = run(config_of(learning_rate=0.03, weight_decay=0.2, decay=decay("hyperball")))
+    for w, g, now in zip(*(np.float64(tree["layers"]["q"]) for tree in (START, GRADIENTS[0], first)), strict=True):
+        radius, u = np.linalg.norm(w), np.sign(g)
+        moved = w - 0.03 * schedule_of(0) * radius * u / np.linalg.norm(u)
+        np.testing.assert_allclose(now, radius * moved / np.linalg.norm(moved), rtol=1e-4, atol=1e-6)
+
+
 def test_decay_alone_shrinks_by_the_rate_or_by_the_schedule():
     """With no gradient W is multiplied by 1 - s_t eta lambda, or by 1 - s_t lambda where decay is independent."""
     zeros = [jax.tree.map(np.zeros_like, START)] * STEPS

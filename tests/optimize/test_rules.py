@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jaxstab import scale
 from jaxstab.config import from_config_dict
 from jaxstab.optimize import CLIPS, OPTIMIZERS, Hypers, OptimizerConfig, build, state_shardings
+from jaxstab.optimize.muon import POLAR_EXPRESS, orthogonalize
 from jaxstab.table import Row
 
 SHAPES = {
@@ -124,6 +125,65 @@ def muon(gradients, beta):
         yield newton_schulz(beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t))
 
 
+def polar_express(x, steps):
+    """Amsel et al. 2025: polynomials one after the other; the safety factor is in all but the last."""
+    wide = x.T if x.shape[0] > x.shape[1] else x
+    wide = wide / np.linalg.norm(wide)
+    for step in range(steps):
+        a, b, c = POLAR_EXPRESS[step]
+        scaled = wide / 1.01 if step < steps - 1 else wide
+        gram = scaled @ scaled.T
+        wide = a * scaled + (b * gram + c * gram @ gram) @ scaled
+    return wide.T if x.shape[0] > x.shape[1] else wide
+
+
+def test_polar_express_gives_the_polar_factor():
+    x = np.random.default_rng(0).standard_normal((4, 6))
+    u, _, v = np.linalg.svd(x, full_matrices=False)
+    np.testing.assert_allclose(polar_express(x, 8), u @ v, atol=1e-2)
+    transformation = orthogonalize(0.0, 8, "polar_express")
+    update, _ = transformation.update({"w": jnp.asarray(x)}, transformation.init({"w": jnp.asarray(x)}))
+    np.testing.assert_allclose(update["w"], u @ v, atol=1e-2)
+    for steps in (3, 5):
+        transformation = orthogonalize(0.0, steps, "polar_express")
+        update, _ = transformation.update({"w": jnp.asarray(x)}, transformation.init({"w": jnp.asarray(x)}))
+        np.testing.assert_allclose(update["w"], polar_express(x, steps), rtol=1e-3, atol=1e-4)
+
+
+def test_normuon_divides_output_units_and_keeps_the_norm():
+    beta, moments = 0.9, {}
+    taken = run("normuon", momentum=0.9, unit_decay=beta, rms=0.0)
+    for name in HIDDEN:
+        row = TABLE[name]
+        factor = np.sqrt(max(1, row.shape[-1] / row.shape[-2]))
+        for layer, gradients in enumerate(zip(*(matrices(row, g[name]) for g in GRADIENTS), strict=True)):
+            for t, update in enumerate(muon(gradients, 0.9)):
+                second = beta * moments.get((name, layer), 0.0) + (1 - beta) * np.mean(update**2, 0)
+                moments[name, layer] = second
+                scaled = update / np.sqrt(second)
+                expected = factor * scaled * np.linalg.norm(update) / np.linalg.norm(scaled)
+                np.testing.assert_allclose(matrices(row, taken[t][name])[layer], expected, rtol=2e-3, atol=2e-4)
+
+
+def test_cautious_adamw_leaves_out_what_goes_against_the_gradient():
+    taken = run("cautious_adamw", b1=0.8, b2=0.9, eps=1e-3)
+    for name, row in TABLE.items():
+        for layer, gradients in enumerate(zip(*(matrices(row, g[name]) for g in GRADIENTS), strict=True)):
+            for t, (update, _) in enumerate(adam(gradients, 0.8, 0.9, 1e-3)):
+                agrees = update * gradients[t] > 0
+                expected = update * agrees / max(agrees.mean(), 1e-3)
+                np.testing.assert_allclose(matrices(row, taken[t][name])[layer], expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "b2", "eps"), [(1.0, 0.999, 1e-3), (4.0, 0.999**4, 5e-4), (1e3, 0.95, 1e-3 / 1e3**0.5)]
+)
+def test_batch_adamw_remembers_tokens(ratio, b2, eps):
+    expected = run("adamw", b2=b2, eps=eps)
+    found = run("batch_adamw", batch_ratio=ratio, b2=0.999, eps=1e-3)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5), found, expected)
+
+
 @pytest.mark.parametrize("rms", [0.2, 0.0])
 def test_muon_orthogonalizes_the_matrices_of_the_blocks_and_leaves_the_rest_to_adam(rms):
     taken = run("muon", momentum=0.9, rms=rms, b1=0.8, b2=0.9, eps=1e-3)
@@ -165,6 +225,25 @@ RULES = [
     ("muon", {"b1": 0.8}),
     ("muon", {"b2": 0.8}),
     ("muon", {"eps": 1e-2}),
+    ("muon", {"coefficients": "polar_express"}),
+    ("cautious_adamw", {}),
+    ("cautious_adamw", {"b1": 0.8}),
+    ("cautious_adamw", {"b2": 0.8}),
+    ("cautious_adamw", {"eps": 1e-2}),
+    ("batch_adamw", {}),
+    ("batch_adamw", {"batch_ratio": 3.0}),
+    ("batch_adamw", {"b1": 0.8}),
+    ("batch_adamw", {"b2": 0.99}),
+    ("batch_adamw", {"eps": 1e-2}),
+    ("normuon", {}),
+    ("normuon", {"momentum": 0.8}),
+    ("normuon", {"newton_schulz": 4}),
+    ("normuon", {"coefficients": "polar_express"}),
+    ("normuon", {"unit_decay": 0.5}),
+    ("normuon", {"rms": 0.1}),
+    ("normuon", {"b1": 0.8}),
+    ("normuon", {"b2": 0.8}),
+    ("normuon", {"eps": 1e-2}),
 ]
 
 

@@ -1,5 +1,8 @@
 """Update rules, clipping and schedules against PyTorch: whole trajectories of the same weights and gradients."""
 
+import functools
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +117,67 @@ def test_muon(rms, adjust, monkeypatch):
         for name in ours[0]:
             found, expected = (w[step][name] - (1 - RATE * DECAY) * w[step - 1][name] for w in (ours, theirs))
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_adamc_decays_by_the_square_of_the_schedule_in_the_blocks():
+    """pytorch-optimizer's AdamC, whose groups say which layers are normalised; it is told the schedule's rates."""
+    third_party = pytest.importorskip("pytorch_optimizer", reason="make parity installs it")
+    peak = len(FEW)
+    shape = with_warmup(SCHEDULES["cosine"](0.1), 2, peak)
+
+    def make(parameters):
+        blocks = {name: p for name, p in parameters.items() if name.startswith(("q", "down", "norm"))}
+        rest = [p for name, p in parameters.items() if name not in blocks]
+        groups = [{"params": list(blocks.values()), "normalized": True}, {"params": rest}]
+        settings = {"betas": (0.8, 0.9), "eps": 1e-12, "weight_decay": DECAY}  # it adds eps elsewhere
+        optimizer = third_party.AdamC(groups, lr=RATE, max_lr=RATE, **settings)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(shape(jnp.asarray(step))))
+        return [optimizer, Stepped(schedule)]
+
+    ours = train(
+        FEW,
+        rule={"method": "adamw", "adamw": ADAM | {"eps": 1e-12}},
+        clip={"method": "none"},
+        decay={"method": "adamc"},
+        schedule={"method": "cosine"},
+        warmup=2,
+    )
+    for tree, expected in zip(ours, train_torch(FEW, make), strict=True):
+        for name, x in layers(tree).items():
+            np.testing.assert_allclose(x, expected[name], rtol=1e-5, atol=1e-7)
+
+
+class Stepped:
+    """A schedule, stepped like an optimizer."""
+
+    def __init__(self, schedule):
+        self.step = schedule.step
+
+
+@pytest.mark.parametrize(("rms", "scale"), [(0.0, "preserve_norm"), (0.2, "match_rms")])
+def test_normuon(rms, scale, monkeypatch):
+    """pytorch-optimizer's NorMuon, iterating in our precision; its momentum has no bias correction, which fades."""
+    third_party = pytest.importorskip("pytorch_optimizer", reason="make parity installs it")
+    module = importlib.import_module("pytorch_optimizer.optimizer.muon.normuon")
+    iterate = functools.partial(module.zero_power_via_newton_schulz_5, dtype=torch.float64)
+    monkeypatch.setattr(module, "zero_power_via_newton_schulz_5", iterate)
+
+    def make(parameters):
+        hidden = [p for name, p in parameters.items() if name.startswith(("q", "down"))]
+        muon = {"lr": RATE, "weight_decay": DECAY, "momentum": 0.8, "beta2": 0.9, "update_scale": scale}
+        groups = [{"params": hidden, "use_muon": True, **muon}]
+        groups += [{"params": [p for n, p in parameters.items() if not n.startswith(("q", "down"))], "use_muon": False}]
+        return [third_party.NorMuon(groups, foreach=False)]
+
+    rule = {"method": "normuon", "normuon": {"momentum": 0.8, "unit_decay": 0.9, "rms": rms, **ADAM}}
+    many = MANY + MANY
+    ours = [layers(WEIGHTS), *map(layers, train(many, rule=rule, clip={"method": "none"}))]
+    theirs = [layers(WEIGHTS), *train_torch(many, make)]
+    for step in range(125, len(many) + 1):  # 0.9**60 of the moments is of updates that were the same by then
+        for name in (name for name in ours[0] if name.startswith(("q", "down"))):
+            found, expected = (w[step][name] - (1 - RATE * DECAY) * w[step - 1][name] for w in (ours, theirs))
+            factor = np.linalg.norm(found) / np.linalg.norm(expected)
+            np.testing.assert_allclose(found, expected * factor, rtol=5e-3, atol=1e-4)
 
 
 def rates(steps, *schedulers, milestones=()):

@@ -202,7 +202,6 @@ def signature(changes):
 # What has to be set for a key to have an effect, and values where the rule below makes none that fits.
 CONTEXT = {
     "optimizer.clip_on": {"reparam.method": "wesar", "optimizer.clip.global_norm.max_norm": 0.01},
-    "optimizer.decay_factors": {"optimizer.decay_factors": ("q_proj=0",)},
     "reparam.weight_norm.constant": {"reparam.weight_norm.gate": "constant"},
     "optimizer.clip.method": {"optimizer.clip.global_norm.max_norm": 0.01},
     "optimizer.clip.global_norm.max_norm": {"optimizer.clip.global_norm.max_norm": 0.01},
@@ -218,8 +217,16 @@ VALUES = {
     "optimizer.rule.muon.b2": [0.5],
     "optimizer.clip.adagc.decay": [0.5],
     "optimizer.clip.zclip.decay": [0.5],
-    "optimizer.rule.stable_adamw.b1": [0.5],
-    "optimizer.rule.stable_adamw.b2": [0.5],
+    **{
+        f"optimizer.rule.{rule}.{b}": [0.5]
+        for rule in ("stable_adamw", "cautious_adamw", "normuon")
+        for b in ("b1", "b2")
+    },
+    "optimizer.rule.batch_adamw.b1": [0.5],
+    "optimizer.rule.batch_adamw.b2": [0.97],
+    "optimizer.rule.normuon.momentum": [0.5],
+    "optimizer.rule.normuon.unit_decay": [0.5],
+    "optimizer.decay_factors": [("q_proj=0",)],
     "model.heads": [4],
     "model.kv_heads": [1],
     "model.layers": [3],
