@@ -1,5 +1,6 @@
 """main.py evaluate --workdir=... --data=... [--tasks=...]"""
 
+import functools
 from pathlib import Path
 
 from absl import flags
@@ -10,26 +11,38 @@ from jaxstab.commands.base import STEP, WORKDIR, Call, Command, Flag
 FLAGS = (
     WORKDIR,
     STEP,
-    Flag("data", None, "The directory with wikitext-2/ and lambada/."),
-    Flag("tasks", ["wikitext", "lambada"], "What is measured.", flags.DEFINE_list),
-    Flag("stride", 0, "Tokens that a window of WikiText scores; 0 is model.max_length.", flags.DEFINE_integer),
+    Flag("data", "", "The directory with wikitext-2/, lambada/ and superglue/; it is only read."),
+    Flag(
+        "tasks",
+        ["wikitext", "lambada"],
+        "What is measured: wikitext, lambada, and with lm-evaluation-harness superglue (3-shot) or any task it knows.",
+        flags.DEFINE_list,
+    ),
+    Flag("fewshot", None, "Examples in a prompt of the harness; by default the task's number.", flags.DEFINE_integer),
+    Flag("stride", 0, "Tokens that a window of wikitext scores; 0 is model.max_length.", flags.DEFINE_integer),
     Flag("limit", 0, "Documents of each task, the first ones; 0 takes all.", flags.DEFINE_integer),
     Flag("results", None, "The JSON file that results are written to, besides the table."),
 )
 
 
 def _run(call: Call) -> None:
-    from jaxstab.evaluate.benchmarks import opened
+    from jaxstab.evaluate import BENCHMARKS, harness, opened
     from jaxstab.evaluate.results import table
     from jaxstab.logging.console import say, shown
     from jaxstab.train.trained import load
     from jaxstab.train.workdir import write_whole
 
     console = Console(highlight=False)
-    workdir, data = call.required("workdir", "runs/first"), call.required("data", "corpora")
-    benchmarks = opened(data, call["tasks"], call["stride"], call["limit"])
+    workdir, data = call.required("workdir", "runs/first"), Path(call["data"]).expanduser()
+    own = [task for task in call["tasks"] if task in BENCHMARKS]
+    others = [task for task in call["tasks"] if task not in BENCHMARKS]
+    benchmarks = opened(data, own, call["stride"], call["limit"])
+    by_harness = harness.opened(others, data.absolute(), call["fewshot"], call["limit"]) if others else None
     lm = load(workdir, call["step"])
+    say(console, f"Step {lm.step} of {workdir}, {lm.max_length} tokens at once: {', '.join(call['tasks'])}")
     results = [result for name, measure in benchmarks.items() for result in measure(lm, shown(console, name))]
+    if by_harness:
+        results += by_harness(lm, functools.partial(shown, console))
     say(console, table(results))
     if call["results"]:
         record = {"workdir": workdir, "step": lm.step, "results": [result.as_json() for result in results]}
@@ -37,7 +50,7 @@ def _run(call: Call) -> None:
 
 
 COMMAND = Command(
-    "measures the model in --workdir: the perplexities of WikiText and LAMBADA, by the definitions of "
+    "measures the model in --workdir by --tasks: perplexities of WikiText and LAMBADA, SuperGLUE, or any task of "
     "lm-evaluation-harness",
     _run,
     FLAGS,

@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxstab.config import UserError
 from jaxstab.evaluate.language_model import LanguageModel
 from jaxstab.evaluate.results import Result, perplexity, ratio
-from jaxstab.evaluate.scoring import Request, Shown, score
+from jaxstab.evaluate.scoring import Shown, requests_of, score
 
 FILE = "lambada/lambada_test.jsonl"
 
@@ -18,17 +18,6 @@ def split(passage: str) -> tuple[str, str]:
     """What stands before the last space, and the last word with it."""
     context, _, word = passage.rpartition(" ")
     return context, f" {word}"
-
-
-def encoded(lm: LanguageModel, context: str, continuation: str) -> Request:
-    """A pair of texts as tokens: those of the whole text, cut where the context's own end.
-
-    Spaces at a context's end go to the continuation, whose tokens begin with them. An empty context is the token that
-    begins a document.
-    """
-    before, whole = (lm.encode(text) for text in (context.rstrip(), context + continuation))
-    cut = min(len(before), len(whole) - 1)  # where the continuation has melted into the context's last token
-    return Request(before[:cut] or [lm.tokenizer.end], whole[cut:])
 
 
 def read(data: Path) -> list[str]:
@@ -50,7 +39,7 @@ def lambada(lm: LanguageModel, passages: Sequence[str], shown: Shown = iter) -> 
       passages: texts whose last word, after their last space, is scored.
       shown: shows how far the loop over batches is.
     """
-    scores = score(lm, [encoded(lm, *split(passage)) for passage in passages], shown)
+    scores = score(lm, requests_of(lm, [split(passage) for passage in passages]), shown)
     nats, ones = [-each.log_likelihood for each in scores], [1] * len(scores)
     return [
         Result("lambada", "perplexity", *perplexity(*ratio(nats, ones))),

@@ -93,6 +93,24 @@ def score(lm: LanguageModel, requests: Sequence[Request], shown: Shown = iter) -
     return [scores[number] for number in range(len(requests))]
 
 
+def requests_of(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[Request]:
+    """Contexts and continuations as tokens: those of the two texts together, cut where the context's own end.
+
+    Spaces at a context's end go to the continuation, whose tokens begin with them. An empty context is the token that
+    begins a document.
+    """
+    texts = dict.fromkeys(
+        text for context, continuation in pairs for text in (context.rstrip(), context + continuation)
+    )
+    ids = dict(zip(texts, (row.tolist() for row in lm.tokenizer.encode(list(texts))), strict=True))
+    requests = []
+    for context, continuation in pairs:
+        before, whole = ids[context.rstrip()], ids[context + continuation]
+        cut = min(len(before), len(whole) - 1)  # where the continuation has melted into the context's last token
+        requests.append(Request(before[:cut] or [lm.tokenizer.end], whole[cut:]))
+    return requests
+
+
 def read_once(requests: Sequence[Request], max_length: int) -> list[Reading]:
     """Gathers the requests that differ in their last token alone."""
     readings: dict[Any, Reading] = {}

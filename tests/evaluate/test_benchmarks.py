@@ -8,9 +8,9 @@ import pytest
 
 from jaxstab.config import UserError
 from jaxstab.evaluate import opened
-from jaxstab.evaluate.lambada import encoded, split
+from jaxstab.evaluate.lambada import split
 from jaxstab.evaluate.results import ratio
-from jaxstab.evaluate.scoring import score
+from jaxstab.evaluate.scoring import requests_of, score
 from jaxstab.evaluate.wikitext import detokenised, pages, windows
 
 PAGES = [
@@ -70,16 +70,13 @@ def test_a_shorter_stride_gives_more_context(lm, data):
 
 def test_lambada_s_perplexity_is_of_words_and_its_accuracy_of_all_their_tokens(lm, data):
     perplexity, accuracy = opened(data, ["lambada"])["lambada"](lm, iter)
-    scores = score(lm, [encoded(lm, *split(passage)) for passage in PASSAGES])
+    requests = requests_of(lm, [split(passage) for passage in PASSAGES])
+    scores = score(lm, requests)
     nats = [-each.log_likelihood for each in scores]
     assert perplexity.value == pytest.approx(math.exp(np.mean(nats)))
     assert perplexity.stderr == pytest.approx(perplexity.value * np.std(nats, ddof=1) / math.sqrt(3))
     assert accuracy.value == np.mean([each.is_greedy for each in scores])
-    assert [lm.tokenizer.decode(encoded(lm, *split(text)).continuation) for text in PASSAGES] == [
-        " door",
-        " she",
-        " ends",
-    ]
+    assert [lm.tokenizer.decode(request.continuation) for request in requests] == [" door", " she", " ends"]
 
 
 def test_the_standard_error_of_a_ratio_is_that_of_its_bootstrap():
