@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.planting import judging
-from benchmarks.planting.faults import FAULTS, Planting, gain_place
+from benchmarks.planting.faults import FAULTS, Planting
 from benchmarks.planting.ground import draw_ground
 from jaxstab.train.config import default_config
 
@@ -87,8 +87,7 @@ def train(arguments: argparse.Namespace) -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     drawn = draw(arguments.seed, arguments.runs)
     (arguments.work / "draw.json").write_text(json.dumps({"seed": arguments.seed, "runs": drawn}, indent=1))
-    index, parts = map(int, arguments.part.split("/"))
-    left = [each for each in drawn[index::parts] if not (arguments.work / f"{each['run']:03d}.trained").exists()]
+    left = [planted for planted in drawn if not (arguments.work / f"{planted['run']:03d}.trained").exists()]
     print(f"{len(left)} of {len(drawn)} runs are left, of 15 to 30 seconds each on one core", flush=True)
     for planted in left:
         started = time.monotonic()
@@ -286,26 +285,13 @@ def _judged(planted: dict[str, Any], work: Path) -> dict[str, Any]:
         return line
     twin = _twin(workdir) if planted["first"] == 1 else None
     line["effect"] = judging.effect(workdir, planted, twin)
-    line["verdict"] = judging.verdict(planted | _gain(planted, workdir), line["said"])
+    line["verdict"] = judging.verdict(planted, line["said"])
     if twin:
         line["twin"] = judging.answer(twin)
     else:
         copy = judging.as_it_stood(workdir, planted["first"] - 1, workdir.with_name(workdir.name + "-before"))
         line["before"] = judging.answer(copy)
     return line
-
-
-def _gain(planted: dict[str, Any], workdir: Path) -> dict[str, Any]:
-    """The place of a gain that was planted, which its model has by number."""
-    from jaxstab.config import from_flat
-    from jaxstab.train.config import Config
-    from jaxstab.train.program import build
-
-    if planted["fault"] != "gain":
-        return {}
-    config = from_flat(Config, json.loads((workdir / "config.json").read_text())["config"])
-    role, layer = gain_place(build(config, 0).abstract_state.raw, planted["norm"])
-    return {"role": role, "layer": layer}
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -323,7 +309,6 @@ def main() -> int:
     training.add_argument("--runs", type=int, default=RUNS)
     training.add_argument("--data", type=Path, required=True)
     training.add_argument("--work", type=Path, required=True)
-    training.add_argument("--part", default="0/1", help="i/n: every n-th run from i on, for n processes")
     training.set_defaults(run=train)
     judging_ = commands.add_parser("judge")
     judging_.add_argument("--work", type=Path, required=True)

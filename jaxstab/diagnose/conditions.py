@@ -1,4 +1,4 @@
-"""Whether the conditions of the three papers hold in a run, and what they would change.
+"""Whether the conditions of the three papers hold in a run.
 
 WeSaR: Nishida et al. 2024. Spike No More: Takase et al. 2025. TEV: Chung et al. 2024.
 
@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstab.diagnose.causes import Advice
-from jaxstab.diagnose.causes.base import named
 from jaxstab.diagnose.history import History, Series
+from jaxstab.diagnose.place import named
 from jaxstab.stability import mlp_bound
 from jaxstab.table import Row
 
@@ -246,26 +244,3 @@ def _steady_tev(history: History, role: str) -> Condition:
         f"({_ratio(values[-1], values[0]):.3g}x)"
     )
     return Condition(paper, condition, _is_within(_ratio(values.max(), values[0]), STEADY_TEV), text)
-
-
-WESAR = Advice(
-    "reparam.method=wesar model.embedding.method=unit",
-    "WeSaR stores all matrices with one standard deviation, which makes update ratios even; tune "
-    "reparam.wesar.sigma together with optimizer.learning_rate",
-)
-SCALED = Advice("model.embedding.method=scaled", "Spike No More: times sqrt(d), the shortcut outweighs the branches")
-MEGATRON = Advice("init.method=megatron", "Spike No More: small matrices, o_proj and down_proj most of all")
-MLRA = Advice("reparam.method=mlra", "TEV: factorised queries, keys and values (this project's reading of MLRA)")
-# By the words that the names of conditions begin with.
-REMEDIES = {
-    ("update ratios", "all stored", "stored norms"): WESAR,
-    ("large shortcut",): SCALED,
-    ("small sub-layers",): MEGATRON,
-    ("mu_TEV",): MLRA,
-}
-
-
-def remedies(judged: Iterable[Condition]) -> list[Advice]:
-    """What the papers would change of the conditions that don't hold."""
-    broken = [condition.condition for condition in judged if condition.holds is False]
-    return [each for names, each in REMEDIES.items() if any(name.startswith(names) for name in broken)]

@@ -20,8 +20,10 @@ from jaxstab.logging import in_force, read_measurements, read_metrics
 from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.numerics import robust_spread
 from jaxstab.optimize import PROJECTIONS
-from jaxstab.table import MATRICES, Row, rows
+from jaxstab.table import MATRICES, Row, named_rows, rows
+from jaxstab.train import journal as journals
 from jaxstab.train.config import Config
+from jaxstab.train.journal import Journal
 from jaxstab.train.setup import reparameterized
 from jaxstab.train.workdir import CONFIG
 
@@ -50,13 +52,19 @@ class History:
       series: by full name, `train/loss` or `stability/norm/q_proj`.
       seams: steps that follow a roll-back, whose state isn't that of the step before.
       saved: the flat config that was saved with it; {} where it wasn't.
+      journal: the interventions that it keeps to.
     """
 
     workdir: Path
     series: dict[str, Series]
     seams: frozenset[int]
     saved: dict[str, Any]
+    journal: Journal = dataclasses.field(default_factory=Journal)
     _results: dict[Callable, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+    _measured: dict[str, dict[str, Series]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def once(self, function: Callable[[History], T]) -> T:
         """`function(self)`, computed when it is first asked for and remembered; several causes need the same."""
@@ -65,10 +73,24 @@ class History:
         return cast(T, self._results[function])
 
     def measured(self, measurement: str) -> dict[str, Series]:
-        """{role: series} of a measurement of the matrices, in the order of the table's roles."""
+        """{role: series} of a measurement, of the matrices or by path, in the order of the table's roles."""
+        if measurement not in self._measured:
+            self._measured[measurement] = self._by_role(measurement)
+        return self._measured[measurement]
+
+    def _by_role(self, measurement: str) -> dict[str, Series]:
         prefix = f"stability/{measurement}/"
         by_role = {name.removeprefix(prefix): each for name, each in self.series.items() if name.startswith(prefix)}
         return dict(sorted(by_role.items(), key=lambda item: (*_place(item[0]), item[0])))
+
+    def sketches(self, of: str) -> dict[str, Series]:
+        """{name: series} of the sketches of "weight", "weight_after", "mu" or "gradient"; {} where there are none."""
+        return self.measured(f"sketch/{of}")
+
+    @property
+    def norms(self) -> dict[str, Series]:
+        """{name: series} of the norms of all that is stored, vectors too."""
+        return self.measured("norm") | self.measured("vector_norm")
 
     def scalar(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of a series without layers; empty where it isn't there."""
@@ -89,9 +111,22 @@ class History:
         return matrices(self.config) if self.config else {}
 
     @property
+    def stored(self) -> dict[str, Row]:
+        """The rows of all stored parameters by name; {} where the saved config gives none."""
+        return stored_rows(self.config) if self.config else {}
+
+    @property
     def shrunk(self) -> tuple[str, ...]:
         """Roles of the matrices that the projection after an update may scale down, which no update ratio shows."""
         return build_method(self.config.optimizer.projection, PROJECTIONS).shrinks if self.config else ()
+
+    @property
+    def shrinkable(self) -> bool:
+        """Whether a projection may scale what is stored of queries and keys: nothing divides their norms out."""
+        if self.config is None or self.config.model.qk_norm:
+            return False
+        matrices = [row for row in self.stored.values() if row.is_matrix and "k_proj" in row.path]
+        return len(matrices) == 1 and all(method.linear for method in reparameterized(self.config)[1])
 
     @property
     def normalizes_embedding(self) -> bool:
@@ -105,6 +140,12 @@ def matrices(config: Config) -> dict[str, Row]:
     effective, methods, _ = reparameterized(config)
     untied = [row for row in rows(effective) if row.is_matrix and not row.tied]
     return {row.role: row for row in untied if all(each.preserves for each in methods if each.applies(row))}
+
+
+@functools.lru_cache(maxsize=8)
+def stored_rows(config: Config) -> dict[str, Row]:
+    """The rows of what is stored, by name."""
+    return named_rows(reparameterized(config)[2].table)
 
 
 def _place(role: str) -> tuple[int, int]:
@@ -132,7 +173,7 @@ def read_history(workdir: str | Path) -> History:
     for name, (steps, values) in read_measurements(workdir).items():
         series[name] = Series(steps, values.astype(np.float64))
     seams = (after["step"] for before, after in itertools.pairwise(lines) if before["attempt"] != after["attempt"])
-    return History(workdir, series, frozenset(seams), _saved(workdir))
+    return History(workdir, series, frozenset(seams), _saved(workdir), journals.read(workdir))
 
 
 def _scalar_series(pairs: list[tuple[int, float]]) -> Series:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from jaxstab.diagnose.figures import Figure
 from jaxstab.diagnose.sections import Block, Items, Marked, Paragraph, Section
 
+FIRST = 2  # sections of the first screen
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
@@ -26,20 +27,22 @@ svg { width: 100%; height: auto; } .caption { margin: 0; }
 def page(title: str, below: str, sections: Iterable[Section], figures: Iterable[Figure]) -> str:
     """The page, in HTML: a section of text each, then a section for every figure."""
     texts = [(section.title, "\n".join(map(_block, section.blocks))) for section in sections]
-    return document(title, below, [*texts, *((figure.title, _drawn(figure)) for figure in figures)])
+    return document(title, below, [*texts, *((figure.title, _drawn(figure)) for figure in figures)], FIRST)
 
 
-def document(title: str, below: str, sections: list[tuple[str, str]]) -> str:
-    """A page of named sections with a table of contents."""
+def document(title: str, below: str, sections: list[tuple[str, str]], first: int = 0) -> str:
+    """A page of named sections, with the table of contents after the `first` of them."""
     links = "\n".join(f'<a href="#s{i}">{escape(name)}</a>' for i, (name, _) in enumerate(sections))
-    bodies = "\n".join(f'<h2 id="s{i}">{escape(name)}</h2>\n{body}' for i, (name, body) in enumerate(sections))
+    bodies = [f'<h2 id="s{i}">{escape(name)}</h2>\n{body}' for i, (name, body) in enumerate(sections)]
+    newline = "\n"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{escape(title)}</title><style>{STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
 <p>{escape(below)}</p>
+{newline.join(bodies[:first])}
 <nav>{links}</nav>
-{bodies}
+{newline.join(bodies[first:])}
 </body></html>
 """
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from jaxstab.diagnose.causes import CAUSES, Advice, Cause
+from jaxstab.diagnose.causes import CAUSES, Cause
 from jaxstab.diagnose.conditions import Condition
 from jaxstab.diagnose.diagnosis import Diagnosis
 from jaxstab.diagnose.moved import Spike
+from jaxstab.diagnose.normal import SPAN
 
 MOST = 8  # lines of a list, and steps in a row
 WIDTH = 110  # of a line in the terminal; where a row is longer, its last cell has its own line
@@ -59,10 +60,11 @@ def sections(diagnosis: Diagnosis) -> list[Section]:
     """The report on a run, but for its figures."""
     return [
         Section("What happened", _what_happened(diagnosis.causes)),
+        Section("What to do", _what_to_do(diagnosis)),
+        Section("Evidence", _evidence(diagnosis.causes)),
         Section("Spikes by each definition", _definitions(diagnosis)),
         Section("What moved before", _moved(diagnosis.spikes)),
         Section("Conditions of the papers", _conditions(diagnosis.conditions)),
-        Section("What would be changed", _advice(diagnosis.advice)),
     ]
 
 
@@ -92,13 +94,30 @@ def _aligned(rows: tuple[tuple[Marked, ...], ...]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+SURE = {
+    "fact": "a fact: it was measured",
+    "identity": "exact: it breaks an identity that holds in every run",
+    "bound": "a bound that follows from the config was passed",
+    "statistic": "a statistic: it is unlike what is usual for this run",
+}
+
+
 def _what_happened(causes: tuple[Cause, ...]) -> tuple[Block, ...]:
+    """The first cause in full, and a line for each other."""
     first, *others = causes
-    blocks: list[Block] = [Paragraph(f"Cause: {_in_words(first)}", "verdict"), Items(first.evidence)]
+    blocks: list[Block] = [Paragraph(f"Cause: {_in_words(first)}", "verdict")]
+    if first.cause != "none":
+        facts = (
+            ("where", first.place or "no one place"),
+            ("when", _when(first)),
+            ("how sure", SURE[first.certainty]),
+            ("cost", _cost(first)),
+        )
+        blocks.append(Rows(("", ""), tuple((Marked(name), Marked(value)) for name, value in facts)))
     if others:
         left_out = [f"... and {len(others) - MOST} more"] if len(others) > MOST else []
-        listed = (*map(_in_words, others[:MOST]), *left_out)
-        blocks += [Paragraph("Also seen, which the first may explain:"), Items(listed)]
+        lines = (f"{_in_words(each)}, {_when(each)}, {_cost(each)}" for each in others[:MOST])
+        blocks += [Paragraph("Also borne out:"), Items((*lines, *left_out))]
     return tuple(blocks)
 
 
@@ -106,6 +125,42 @@ def _in_words(cause: Cause) -> str:
     place = f": {cause.place}" if cause.place else ""
     step = f" from step {cause.step}" if cause.step else ""
     return f"{cause.cause}{place}{step} ({CAUSES[cause.cause].meaning})"
+
+
+def _when(cause: Cause) -> str:
+    return f"step {cause.step}" if cause.last <= cause.step else f"steps {cause.step} to {cause.last}"
+
+
+def _cost(cause: Cause) -> str:
+    """What a cause cost, in words; a mean below a hundredth of a nat is noise."""
+    if cause.cost is None:
+        return "cost unknown: there is no trend before it"
+    if cause.cost < 0.01:
+        return "no cost that shows in the loss"
+    return f"{cause.cost:+.2f} nats beside the trend before, in the mean over it and the {SPAN} steps after"
+
+
+def _what_to_do(diagnosis: Diagnosis) -> tuple[Block, ...]:
+    """What is done about the first cause; the config's changes are one instead of the other."""
+    remedy = CAUSES[diagnosis.cause.cause].remedy
+    blocks: list[Block] = [Paragraph(remedy)] if remedy else []
+    if diagnosis.advice:
+        flags = [" ".join(f"--config.{key}" for key in each.keys.split()) for each in diagnosis.advice]
+        rows = tuple(
+            (Marked("or" if i else "train with"), Marked(keys, "code"), Marked(each.why))
+            for i, (keys, each) in enumerate(zip(flags, diagnosis.advice, strict=True))
+        )
+        blocks.append(Rows(("", "config", "why"), rows))
+    return tuple(blocks) or (Paragraph("Nothing."),)
+
+
+def _evidence(causes: tuple[Cause, ...]) -> tuple[Block, ...]:
+    blocks: list[Block] = []
+    for cause in causes[:MOST]:
+        blocks += [Paragraph(_in_words(cause), "heading"), Items(cause.evidence)]
+        if cause.followed:
+            blocks += [Paragraph("What came of it:"), Items(cause.followed[:MOST])]
+    return tuple(blocks)
 
 
 def _definitions(diagnosis: Diagnosis) -> tuple[Block, ...]:
@@ -134,11 +189,3 @@ def _conditions(judged: tuple[Condition, ...]) -> tuple[Block, ...]:
         for each, verdict in zip(judged, verdicts, strict=True)
     )
     return (Rows(("paper", "condition", "", "measured"), rows),)
-
-
-def _advice(advice: tuple[Advice, ...]) -> tuple[Block, ...]:
-    if not advice:
-        return (Paragraph("Nothing."),)
-    flags = [" ".join(f"--config.{key}" for key in each.keys.split()) for each in advice]
-    rows = tuple((Marked(keys, "code"), Marked(each.why)) for keys, each in zip(flags, advice, strict=True))
-    return (Rows(("config", "why"), rows),)

@@ -40,15 +40,16 @@ def _signs(size: int) -> np.ndarray:
 def moments(table: Table[Stored], state: Any) -> dict[str, dict[str, Array]]:
     """The moments in an optimizer's state: {"mu": {name of the stored parameter: array}, ...}.
 
-    They are told by where they lie: a tree of a field `mu` or `nu` that is like that of the parameters.
+    They are told by where they lie: a tree of a field `mu` or `nu` that is like that of the parameters. A moment that
+    isn't kept entry by entry, as of whole rows, is none of these.
     """
-    name_of = {row.path: name for name, row in named_rows(table).items()}
+    rows = {row.path: (name, row) for name, row in named_rows(table).items()}
     by_kind: dict[str, dict[str, Array]] = {kind: {} for kind in MOMENTS}
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(state):
         for kind in MOMENTS:
             path = f"/{path_of(key_path)}".rpartition(f"/{kind}/")[2]
-            if path in name_of:
-                by_kind[kind][name_of[path]] = leaf
+            if path in rows and leaf.shape == rows[path][1].shape:
+                by_kind[kind][rows[path][0]] = leaf
     return {kind: arrays for kind, arrays in by_kind.items() if arrays}
 
 

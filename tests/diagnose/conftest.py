@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from jaxstab.config import flatten, from_config_dict
+from jaxstab.diagnose.history import stored_rows
 from jaxstab.logging import LogConfig, RunLogger
 from jaxstab.table import Row, rows
 from jaxstab.train.checkpoint import CheckpointConfig, Checkpoints
@@ -32,6 +33,7 @@ def config(**changes) -> Config:
         model__width=WIDTH, model__layers=LAYERS, model__heads=HEADS, model__vocabulary=VOCABULARY, model__max_length=32
     )
     given |= dict(data__length=32, optimizer__learning_rate=3e-3, init__method="he")
+    given |= dict(optimizer__warmup=WARMUP, optimizer__schedule__method="constant")
     for key, value in (given | changes).items():
         *sections, name = key.split("__")
         section = values
@@ -93,7 +95,9 @@ class Fake:
                 update = self.rate * self.learning_rate[i] / 3e-3 * norm / self.factors[role][i]
                 norms[i], ratios[i] = norm, update / norm
                 norm = np.sqrt(norm**2 + update**2 + 2 * norm * update * noise[i])
-            measured["norm"][role] = measured["norm_effective"][role] = norms
+            measured["norm_effective"][role] = norms
+            std = stored_rows(self.config)[role].std if role in stored_rows(self.config) else None
+            measured["norm"][role] = norms * (np.asarray(std) / np.asarray(row.std) if std else 1.0)
             measured["update_ratio"][role] = measured["update_ratio_effective"][role] = ratios
             own = np.exp(0.2 * self.dice.standard_normal((self.steps, layers)))
             measured["grad_norm"][role] = 0.1 * self.grad[:, None] * own

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxstab.config import flatten
+from jaxstab.diagnose.checks import expected_rate
 from jaxstab.diagnose.history import History, Series
 from tests.diagnose.conftest import config
 
@@ -30,6 +31,7 @@ CONFIGS = (
     {"model__embedding__method": "layer_norm", "reparam__method": "rezero"},
     {"reparam__method": "wesar", "model__embedding__method": "unit"},
     {"model__tie_embeddings": True, "optimizer__warmup": 0},
+    {"optimizer__weight_decay": 5.0},
 )
 
 
@@ -47,10 +49,20 @@ def random_history(seed: int) -> History:
         steps = steps + 3 * (steps // 10)
     values = functools.partial(_values, dice, float(dice.choice([0.5, 0.9, 0.98, 1.0])))
     series = {"train/loss": values(steps, 1)}
-    scalars = ("grad_norm", "update_norm", "learning_rate", "finite", "spike", "log_z")
+    scalars = ("grad_norm", "update_norm", "learning_rate", "finite", "spike", "skipped", "log_z", "unigram_loss")
     for name in scalars:
-        if dice.random() < 0.8:
+        if dice.random() < (0.2 if name == "learning_rate" else 0.8):
             series[f"train/{name}"] = values(some(dice, steps), 1)
+    if dice.random() < 0.3:
+        asked = dice.integers(0, 1000, (len(steps), 1)).astype(float)
+        series["train/batch_digest_asked"] = Series(steps, asked)
+        given = np.where(dice.random((len(steps), 1)) < 0.02, asked[int(dice.integers(len(steps)))], asked)
+        series["train/batch_digest"] = Series(steps, given)
+    if dice.random() < 0.3:
+        shift = int(dice.choice([0, 0, 5]))
+        series["train/position"] = Series(steps, np.float64(32 * (steps - 1 + shift))[:, None])
+    if dice.random() < 0.5:
+        series |= account(dice, steps, layers)
     together = str(dice.choice(SHAPES)) if dice.random() < 0.4 else ""  # what all norms do
     for measurement in ("norm", "norm_effective", "update_ratio", "update_ratio_effective", "grad_norm"):
         if dice.random() < 0.85:
@@ -85,11 +97,50 @@ def random_history(seed: int) -> History:
         series["train/loss"].values[at : at + length] += float(dice.choice([-2.0, 3.0, 1e6]))
     seams = frozenset(int(step) for step in steps[1:] if dice.random() < 0.02)
     which = int(dice.integers(len(CONFIGS) + 1))
-    return History(Path("runs/odd"), series, seams, saved(which) if which < len(CONFIGS) else {})
+    if dice.random() < 0.1:
+        series, which = plain(dice), len(CONFIGS) - 1
+    history = History(Path("runs/odd"), series, seams, saved(which) if which < len(CONFIGS) else {})
+    if history.saved and dice.random() < 0.7:
+        steps = series["train/loss"].steps
+        series["train/learning_rate"] = Series(steps, expected_rate(history, steps)[:, None])
+    return history
+
+
+def plain(dice: np.random.Generator) -> dict[str, Series]:
+    """A loss that leaves its trend for a while or doesn't, and matrices that shrink as decay says or don't."""
+    steps, t = np.arange(8, 152), np.linspace(0, 1, 144)  # late: nothing is told of how it began
+    hump = float(dice.choice([0.0, 3.0])) * np.sin(np.pi * np.clip(4 * t - 2.5, 0, 1))
+    norms = np.exp(-float(dice.choice([0.0, 2.0])) * t) * np.ones((5, 1))
+    return {
+        "train/loss": Series(steps, (3 - t + hump + 0.05 * dice.standard_normal(144))[:, None]),
+        "train/grad_norm": Series(steps, np.ones((144, 1))),
+        "stability/norm/up_proj": Series(steps, norms.T),
+        "stability/update_ratio/up_proj": Series(steps, np.full((144, 5), 0.05)),
+    }
+
+
+def account(dice: np.random.Generator, steps: np.ndarray, layers: int) -> dict[str, Series]:
+    """Sketches and moments that hold what they should in most places, or in none."""
+    made, chance = {}, float(dice.choice([0.0, 0.001, 0.01, 0.9]))
+    for role in (*ROLES, "layers/input_layernorm/scale", "norm/scale"):
+        shape = (len(steps), columns(role, layers))
+        left = dice.standard_normal(shape)
+        begun = np.concatenate([left[:1], left[:-1]])
+        odd = np.where(dice.random(shape) < chance, dice.choice(ODD, shape), begun)
+        made |= {f"stability/sketch/weight_after/{role}": left, f"stability/sketch/weight/{role}": odd}
+        made |= {f"stability/sketch/mu/{role}": np.where(odd == begun, 1.0, odd)}
+        made |= {f"stability/sketch/gradient/{role}": np.zeros(shape)}
+        made |= {
+            f"stability/{name}/{role}": np.where(odd == begun, 1.0, np.abs(odd))
+            for name in ("mu_norm", "nu_mean")
+            if dice.random() < 0.5
+        }
+        made[f"stability/vector_norm/{role}"] = np.abs(left)
+    return {name: Series(steps, values) for name, values in made.items()}
 
 
 def columns(role: str, layers: int) -> int:
-    return 1 if role in ("embed_tokens", "lm_head") else layers
+    return 1 if role in ("embed_tokens", "lm_head", "norm/scale") else layers
 
 
 def some(dice: np.random.Generator, steps: np.ndarray) -> np.ndarray:

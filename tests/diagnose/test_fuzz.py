@@ -32,7 +32,7 @@ def test_random_histories_are_diagnosed():
         assert said and written.count("<h2") == len(sections(diagnosis)), seed
         assert diagnosis.cause.cause != "none" or not diagnosis.advice, seed
         causes.update(cause.cause for cause in diagnosis.causes)
-    assert set(causes) == set(CAUSES)  # otherwise the histories are too much alike
+    assert set(CAUSES) - set(causes) == set()  # otherwise the histories are too much alike
 
 
 def test_a_random_history_is_drawn():

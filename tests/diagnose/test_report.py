@@ -156,7 +156,7 @@ def test_a_healthy_run_is_told_to_change_nothing(fake, changes):
     assert diagnosis.cause.cause == "none" and diagnosis.advice == ()
     assert any(each.holds is False for each in diagnosis.conditions)
     said = "\n".join(as_text(sections(diagnosis)))
-    assert "What would be changed:\n  Nothing." in said
+    assert "What to do:\n  Nothing." in said
     own = [each for each in diagnosis.conditions if not each.exact]
     assert {each.verdict for each in own} <= {"holds", "outside what the paper saw", "unknown"}
     assert all(each.verdict in said for each in diagnosis.conditions)

@@ -5,33 +5,54 @@ from __future__ import annotations
 import numpy as np
 
 from jaxstab.diagnose.causes.base import Advice, Cause, Kind
-from jaxstab.diagnose.causes.weight_changes import Change, weight_changes
+from jaxstab.diagnose.causes.weights_changed import changed, off_initial_scale, pair_of, queries_and_keys, told
+from jaxstab.diagnose.checks import Event
 from jaxstab.diagnose.history import History
 
+PAIR = ("q_proj", "k_proj")
 LARGE = 50.0  # this project's choice, early; Wortsman et al. 2023 (arXiv:2309.14322): every run over 1e4 diverged
-UNLIKE_OTHERS = 5.0  # times the median head's: this project's choice, so that one head stands out
+GROWN = 5.0  # times what the same head began with, and times what the others of its layer grew by: chosen
 
 
 def find(history: History) -> list[Cause]:
-    """Changes of a layer's queries and keys together, then a head whose logits are too large."""
-    return [_changed(history, each) for each in history.once(weight_changes) if each.queries_and_keys] + _grown(history)
+    """Changes of a layer's queries and keys together, then a head whose logits grew too large."""
+    changes = [each for each in history.once(changed) if queries_and_keys(each) is not None]
+    return _began_off(history) + [_changed(history, each) for each in changes] + _grown(history)
 
 
 def advice(history: History, cause: Cause) -> list[Advice]:
-    return [
-        Advice("model.qk_norm=True", "queries and keys are normalised, so that their norms set no logit"),
-        Advice("optimizer.projection.method=qk_clip", "the same without a new layer: weights of a head shrink"),
-    ]
+    """Only against logits that grew: a hand on the weights is not the config's doing."""
+    if cause.is_exact or history.saved.get("model.qk_norm"):
+        return []
+    normed = Advice("model.qk_norm=True", "queries and keys are normalised, so that their norms set no logit")
+    clipped = Advice("optimizer.projection.method=qk_clip", "the same without a new layer: weights of a head shrink")
+    return [normed, clipped] if history.shrinkable else [normed]
 
 
-ATTENTION_LOGITS = Kind("queries and keys of one layer blew up", find, advice)
+ATTENTION_LOGITS = Kind(
+    "queries and keys of one layer blew up",
+    find,
+    advice,
+    remedy="Where weights were changed, go back to the checkpoint before that step.",
+)
 
 
-def _changed(history: History, change: Change) -> Cause:
-    role, layer = change.queries_and_keys or change.places[0]
-    head, sentences = _head(history, change.step, layer)
-    evidence = (*change.evidence, *sentences)
-    return Cause("attention_logits", role, layer, head, change.step, evidence, from_outside=True)
+def _changed(history: History, event: Event) -> Cause:
+    layer = queries_and_keys(event)
+    head, sentences = _head(history, event.first, event.last, layer)
+    evidence = (*told(event), *sentences)
+    return Cause("attention_logits", "q_proj", layer, head, event.first, event.last, evidence, certainty="identity")
+
+
+def _began_off(history: History) -> list[Cause]:
+    """Queries and keys of a layer that began off their initial scale together, and farthest of all."""
+    off = history.once(off_initial_scale)
+    layer = pair_of([place for place, *_ in off]) if off else None
+    if layer is None:
+        return []
+    head, sentences = _head(history, 1, 1, layer)
+    evidence = (*(sentence for (role, at), _, sentence in off if at == layer and role in PAIR), *sentences)
+    return [Cause("attention_logits", "q_proj", layer, head, 1, 1, evidence, certainty="identity")]
 
 
 def _logits(history: History) -> tuple[np.ndarray, np.ndarray]:
@@ -44,20 +65,21 @@ def _logits(history: History) -> tuple[np.ndarray, np.ndarray]:
     return first.steps, np.stack([series.values for series in same], axis=-1)
 
 
-def _head(history: History, step: int, layer: int | None) -> tuple[int | None, list[str]]:
-    """The head of a layer whose logits changed most over a step, by the full measurements around it."""
+def _head(history: History, first: int, last: int, layer: int | None) -> tuple[int | None, list[str]]:
+    """The head of a layer whose logits changed most over a change, by the full measurements around it."""
     steps, logits = _logits(history)
-    after = int(np.searchsorted(steps, step))
-    if layer is None or after >= len(steps) or layer >= logits.shape[1]:
+    before, after = int(np.searchsorted(steps, first)) - 1, int(np.searchsorted(steps, last))
+    after = min(after, len(steps) - 1)
+    if layer is None or not len(steps) or steps[after] < first or layer >= logits.shape[1]:
         return None, []
     now = logits[after, layer]
-    before = logits[after - 1, layer] if after else np.median(logits[after], axis=0)
+    then = logits[before, layer] if before >= 0 else np.median(logits[after], axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        change = np.abs(np.log(now / before))
+        change = np.abs(np.log(now / then))
     if not np.isfinite(change).any():
         return None, []
-    head = int(np.nanargmax(change))
-    sentence = f"largest attention logit is {now[head]:.3g} at step {steps[after]}, {before[head]:.3g} before"
+    head = int(np.nanargmax(np.where(np.isfinite(change), change, np.nan)))
+    sentence = f"largest attention logit is {now[head]:.3g} at step {steps[after]}, {then[head]:.3g} before"
     if len(change) == 1:
         return head, [f"its {sentence}"]
     others = np.delete(change, head)
@@ -67,16 +89,20 @@ def _head(history: History, step: int, layer: int | None) -> tuple[int | None, l
 
 
 def _grown(history: History) -> list[Cause]:
-    """The first head whose largest logit is over LARGE, and far over the median head's."""
-    for step, logits in zip(*_logits(history), strict=True):
-        if not np.isfinite(logits).any():
-            continue
-        layer, head = np.unravel_index(np.nanargmax(logits), logits.shape)
-        largest, median = float(logits[layer, head]), float(np.nanmedian(logits))
-        if largest > max(LARGE, UNLIKE_OTHERS * median):
-            sentence = (
-                f"the largest attention logit of head {head} in layer {layer} is {largest:.3g} at step {step}, "
-                f"the median head's {median:.3g}"
-            )
-            return [Cause("attention_logits", "q_proj", int(layer), int(head), int(step), (sentence,))]
+    """The first head over LARGE that grew GROWN times, and as many times as much as the others of its layer."""
+    steps, logits = _logits(history)
+    if len(steps) < 2 or logits.shape[2] < 2:
+        return []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        growth = logits / logits[0]
+        beside = growth / np.median(growth, axis=2, keepdims=True)
+        far = (logits > LARGE) & (np.minimum(growth, beside) > GROWN)
+    for at in np.flatnonzero(far.any(axis=(1, 2)))[:1]:
+        layer, head = np.argwhere(far[at])[0]
+        sentence = (
+            f"the largest attention logit of head {head} in layer {layer} is {logits[at, layer, head]:.3g} at step "
+            f"{steps[at]}, {growth[at, layer, head]:.3g} times what it began with; the layer's median head grew "
+            f"{np.median(growth[at, layer]):.2g} times"
+        )
+        return [Cause("attention_logits", "q_proj", int(layer), int(head), int(steps[at]), int(steps[-1]), (sentence,))]
     return []

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxstab.diagnose.history import History
+from jaxstab.diagnose.place import named
 
-Place = tuple[str, int | None]  # a matrix: its role, and its layer, None outside of the blocks
+# How sure a cause is, the surest first: it was measured itself; an identity that holds in every run was broken; a
+# bound that follows from the config was passed; it is unlike what is usual for this run.
+CERTAINTIES = ("fact", "identity", "bound", "statistic")
+EXACT = ("fact", "identity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +21,14 @@ class Cause:
 
     Attributes:
       cause: its name in CAUSES.
-      role, layer, head: where, as far as the cause has a place and it is known; layers and heads count from 0.
-      step: the first step that shows it; 0 where none does.
+      role, layer, head: where, as far as the cause has a place and it is known: a matrix by its role, another parameter
+        by its path; layers and heads count from 0.
+      step, last: the first step that shows it, 0 where none does, and the last.
       evidence: sentences.
-      from_outside: whether something else than the optimizer changed weights at `step`.
+      certainty: one of CERTAINTIES.
+      cost: nats by which the loss was above its trend from before, in the mean over the steps from `step` on (see
+        `cost`); None where there is no trend to go by.
+      followed: what came of it, as sentences: causes that it explains.
     """
 
     cause: str
@@ -28,15 +36,22 @@ class Cause:
     layer: int | None = None
     head: int | None = None
     step: int = 0
+    last: int = 0
     evidence: tuple[str, ...] = ()
-    from_outside: bool = False
+    certainty: str = "statistic"
+    cost: float | None = None
+    followed: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
         """Where, in words: "q_proj of layer 3, head 1"."""
-        parts = [self.role or "", f"layer {self.layer}" if self.layer is not None else ""]
-        place = " of ".join(part for part in parts if part)
-        return place + (f", head {self.head}" if self.head is not None else "")
+        if self.role is None:
+            return f"layer {self.layer}" if self.layer is not None else ""
+        return named(self.role, self.layer) + (f", head {self.head}" if self.head is not None else "")
+
+    @property
+    def is_exact(self) -> bool:
+        return self.certainty in EXACT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +68,11 @@ class Kind(NamedTuple):
     Attributes:
       meaning: the cause in words, after its name.
       find: the causes of this kind that a history bears out, the earliest first.
-      advice: what would be changed in the config of a run with such a cause, the best first.
+      advice: what would be changed in the config of a run with such a cause, one instead of the other, the best first.
+      remedy: what is done about it beside the config, a sentence; "" where nothing is.
     """
 
     meaning: str
     find: Callable[[History], list[Cause]]
     advice: Callable[[History, Cause], list[Advice]] = lambda history, cause: []
-
-
-def place_in_stack(role: str, column: int) -> int | None:
-    """The layer of a series' column; None for a matrix outside of the blocks."""
-    return None if role.startswith(("embed_", "lm_head")) else column
-
-
-def named(role: str, layer: int | None) -> str:
-    """A matrix in words: "q_proj of layer 3"."""
-    return role if layer is None else f"{role} of layer {layer}"
+    remedy: str = ""

@@ -1,6 +1,7 @@
 """A stretch of batches unlike the others: its loss is far off in the very step that reads it, and comes back.
 
-A batch shows in loss and gradient before any weight has answered it, and the weights of a healthy run then forget it.
+A batch that isn't that of its place in the data is told by its digest. Otherwise a batch shows in loss and gradient
+before any weight has answered it, and the weights of a healthy run then forget it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from jaxstab.diagnose.causes.bad_resume import read_elsewhere
 from jaxstab.diagnose.causes.base import Advice, Cause, Kind
+from jaxstab.diagnose.checks import replaced_batches
 from jaxstab.diagnose.history import History, events, usual
 from jaxstab.numerics import robust_spread
 
@@ -24,21 +27,73 @@ LEAST_SPREAD = 0.05  # nats: chosen, below the noise of any batch
 LEVEL, NOISE = 12, 48  # chosen: losses that give the usual level, and its spread
 NEW_LEVEL = 60  # steps: chosen, what stays away for longer is a change for good
 RETURNED = 0.3  # of the jump, or 0.25 nats: chosen, how near its old level the loss is within NEW_LEVEL steps
+ABRUPT = 0.6  # of the median distance in the stretch: chosen, what its first step must have; a batch shows at once
 GRADIENT = 3.0  # robust standard deviations of log ‖g‖: chosen, a single odd batch shows in its gradient too
 
 
+# Of a single batch whose digest is that of its place: two nats, since every corpus has records unlike its others, and
+# they are its own.
+LEAST_OF_OWN = 2.0
+ORDINARY = 6.0  # robust standard deviations of the loss of token frequencies: within, a batch has ordinary tokens
+
+
 def find(history: History) -> list[Cause]:
-    return history.once(odd_batches)
+    """Batches that were replaced, then those that stand out and weren't."""
+    replaced = history.once(_replaced)
+    known = {step for each in replaced for step in range(each.step - 2, each.last + 3)}
+    return replaced + [each for each in history.once(odd_batches) if each.step not in known]
 
 
 def advice(history: History, cause: Cause) -> list[Advice]:
+    if cause.is_exact:
+        return []
     return [
         Advice("stability.on_spike=rollback", "goes back to before the batches and leaves them out"),
         Advice("stability.on_spike=skip", "leaves their updates out as they come"),
     ]
 
 
-DATA = Kind("a stretch of batches unlike the others", find, advice)
+DATA = Kind(
+    "a stretch of batches unlike the others",
+    find,
+    advice,
+    remedy="Go back to the checkpoint before those steps, and look at what fed the batches.",
+)
+
+
+def _replaced(history: History) -> list[Cause]:
+    """Stretches of steps that were given other records than those of their place."""
+    elsewhere = history.once(read_elsewhere)
+    origins = {step: of for step, of in history.once(replaced_batches) if step not in elsewhere}
+    steps = np.array(sorted(origins), np.int64)
+    causes = []
+    for first, last in events(np.ones(len(steps), bool), steps, gap=3):
+        within = steps[(steps >= first) & (steps <= last)]
+        repeated = [origins[int(step)] for step in within if origins[int(step)] is not None]
+        what = f"{len(repeated)} of them that of step {repeated[0]}" if repeated else "none of which is another step's"
+        sentence = f"{len(within)} steps from {first} to {last} were given batches other than their own, {what}"
+        known = (sentence, *_tokens(history, first, last))
+        causes.append(Cause("data", step=first, last=last, evidence=known, certainty="identity"))
+    return causes
+
+
+def _tokens(history: History, first: int, last: int) -> list[str]:
+    """A sentence about how usual the tokens of a stretch are, where they aren't."""
+    far, values, center = _token_deviation(history, first, last)
+    if not far > ORDINARY:
+        return []
+    return [f"token frequencies alone have a loss of {values:.3g} there, where {center:.3g} is usual ({far:.0f} SD)"]
+
+
+def _token_deviation(history: History, first: int, last: int) -> tuple[float, float, float]:
+    """How far the unigram loss of a stretch is from that of the steps before: robust SDs, its median, the usual one."""
+    steps, losses = history.scalar("train/unigram_loss")
+    at = np.flatnonzero((steps >= first) & (steps <= last))
+    if not len(at):
+        return math.nan, math.nan, math.nan
+    center, spread = (float(part[0]) for part in usual(losses, at[:1], 64, 16))
+    value = float(np.median(losses[at]))
+    return abs(value - center) / max(spread, 1e-3), value, center
 
 
 def odd_batches(history: History) -> list[Cause]:
@@ -54,6 +109,7 @@ def odd_batches(history: History) -> list[Cause]:
     flags, center, spread = _far_from_before(loss)
     with np.errstate(divide="ignore", invalid="ignore"):
         log_norm = np.log(norm)
+    least_of_one = LEAST_OF_OWN if "train/batch_digest" in history.series else LEAST_OF_ONE
     causes = []
     for first, last in events(flags, steps, gap=3):
         at, end = int(np.searchsorted(steps, first)), int(np.searchsorted(steps, last))
@@ -61,9 +117,11 @@ def odd_batches(history: History) -> list[Cause]:
         usual_norm, spread_norm = (part[0] for part in usual(log_norm, np.array([at]), 48, 8))
         norm_z = (log_norm[at] - usual_norm) / max(spread_norm, 0.1)
         after = loss[end + 1 : end + 1 + NEW_LEVEL]
-        if not _returns(after, center[at], jump):
+        if not _returns(after, center[at], jump) or jump / np.median(loss[at : end + 1] - center[at]) < ABRUPT:
             continue
-        if last == first and (abs(norm_z) < GRADIENT or abs(jump) < LEAST_OF_ONE):
+        if last == first and (abs(norm_z) < GRADIENT or abs(jump) < least_of_one):
+            continue
+        if _token_deviation(history, first, last)[0] < ORDINARY:
             continue
         loss_z = f"{jump / spread[at]:+.0f} SD"
         gradient = f" ({norm_z:+.0f} SD of its logarithm)" if np.isfinite(norm_z) else ""
@@ -72,7 +130,7 @@ def odd_batches(history: History) -> list[Cause]:
             f"the gradient's norm is {norm[at]:.3g} there{gradient}",
             f"it stays apart until step {last}" + (", and comes back" if len(after) else ", where the run ends so far"),
         )
-        causes.append(Cause("data", step=first, evidence=sentences))
+        causes.append(Cause("data", step=first, last=last, evidence=sentences))
     return causes
 
 

@@ -1,136 +1,112 @@
-"""A learning rate that is too high: all matrices grow fast, or the loss rises for good.
+"""A learning rate that is too high for the method at hand: the loss says so, not how far matrices moved.
 
-Updates that add up like independent ones make ‖W‖² grow by the sum of ‖ΔW‖². A learning rate shows in all
-matrices at once, a fault of one matrix in that matrix alone.
+Matrices that start small grow by half in healthy runs, and a run may be better at ten times its rate; what tells is
+that a model which was moved far learned nothing, or lost what it had learned.
 """
 
 from __future__ import annotations
-
-import math
-from typing import NamedTuple
 
 import numpy as np
 
 from jaxstab.diagnose.causes.base import Advice, Cause, Kind
 from jaxstab.diagnose.causes.data import odd_batches
 from jaxstab.diagnose.history import History
+from jaxstab.diagnose.normal import columns
+from jaxstab.numerics import robust_spread
 
-SPAN = 50  # steps in which growth is judged: this project's choice
-# Growth of the median ‖W̄‖ in SPAN steps, in which ‖W̄‖² grows by half of itself. Measured (docs/results/diagnose.md):
-# healthy small models grow by 1.05 to 1.12, and by 1.3 where they began to spike; at 4.5 times their rate and more, by
-# 1.4 and more.
-TOO_FAST = math.sqrt(1.5)
-VIOLENT = 3.0  # likewise: this project's choice; in such a growth no single change of a norm stands out
-RISE = 0.5  # nats above the least loss, for good: this project's choice
-LEAST_LOSSES = 60  # this project's choice: with fewer losses no rise is looked for
-
-
-class Growth(NamedTuple):
-    """By how much a matrix grew, and between which steps."""
-
-    factor: float
-    first: int
-    last: int
+RISE = 0.25  # nats above the least loss, for good: chosen, ten times what a median over LEVEL losses is unsure by
+NOISES = 8.0  # robust standard deviations of the loss from its own level, over √LEVEL: chosen
+LEVEL = 21  # losses whose median is the level: chosen
+LEAST_LOSSES = 60  # chosen: with fewer no rise is looked for
+# What the median matrix moved, of its norm, summed over the run: by three times itself it has forgotten where it began.
+# 12 healthy runs knew more than frequencies when they had moved by 0.3.
+MOVED = 3.0
+UNTAUGHT = 0.05  # nats below the loss of token frequencies: chosen; less than that is nothing learned
+WHOLE = 1.0  # ‖ΔW̄‖ / ‖W̄‖ of the median matrix in one step: the update is as large as the matrix
 
 
 def find(history: History) -> list[Cause]:
-    """Judges by the growth of matrices, then by a loss that rises without having jumped at any step."""
-    if history.once(growth).factor >= TOO_FAST:
-        return [_too_fast(history)]
-    return [] if history.once(odd_batches) else _rising_loss(history)
+    """The first of three ways in which it shows."""
+    return _whole(history) or _untaught(history) or _rising(history)
 
 
 def advice(history: History, cause: Cause) -> list[Advice]:
-    warmup = 2 * int(history.saved.get("optimizer.warmup", 0)) or 200
-    return [
-        lower_rate(history),
-        Advice(f"optimizer.warmup={warmup}", "a longer warm-up, where the first updates are what is too large"),
-        Advice("optimizer.rule.adamw.b2=0.95", "second moments that follow a change of the gradient sooner"),
-    ]
+    peak = float(history.saved.get("optimizer.learning_rate", 0.0))
+    if not peak:
+        return []
+    why = "a tenth of this run's peak; compare finds the best"
+    return [Advice(f"optimizer.learning_rate={peak / 10:.2g}", why)]
 
 
 LEARNING_RATE = Kind("the learning rate is too high", find, advice)
 
 
-def lower_rate(history: History) -> Advice:
-    """The peak rate over twice the factor that matrices grew by, or over 3 where that factor is below 1.5."""
-    _, rates = history.scalar("train/learning_rate")
-    peak = np.max(rates, initial=0.0, where=np.isfinite(rates))
-    factor = 2 * max(1.5, history.once(growth).factor)
-    value = f"{peak / factor:.1g}" if peak > 0 else "..."
-    why = f"the peak of this run over {factor:.2g}, twice what matrices grew by in {SPAN} steps (or 3, if that is more)"
-    return Advice(f"optimizer.learning_rate={value}", why)
+def moved(history: History) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and ‖ΔW̄‖ / ‖W̄‖ of the median matrix at each."""
+    ratios = history.measured("update_ratio_effective") or history.measured("update_ratio")
+    steps, _, values = columns(ratios)
+    finite = np.isfinite(values).any(axis=1) if len(values) else np.zeros(0, bool)
+    known = np.where(np.isfinite(values[finite]), values[finite], np.nan)
+    return steps[finite], np.nanmedian(known, axis=1) if len(known) else np.zeros(0)
 
 
-def growth(history: History) -> Growth:
-    """The most that the median matrix grew over SPAN steps, ‖W̄‖ to ‖W̄‖; (1, 0, 0) where norms are missing."""
-    steps, log_norms = _log_norms(history)
-    span = min(SPAN, len(steps) - 1)
-    if span < 1:
-        return Growth(1.0, 0, 0)
-    with np.errstate(invalid="ignore"):
-        factors = np.median(log_norms[span:] - log_norms[:-span], axis=1)
-    at = int(np.where(np.isfinite(factors), factors, -np.inf).argmax())
-    if not np.isfinite(factors[at]):
-        return Growth(1.0, 0, 0)
-    return Growth(math.exp(factors[at]), int(steps[at]), int(steps[at + span]))
-
-
-def _log_norms(history: History) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, and log ‖W̄‖ [n, matrices], or log ‖W‖ where that is all there is."""
-    norms = history.measured("norm_effective") or history.measured("norm")
-    if not norms:
-        return np.zeros(0, np.int64), np.zeros((0, 0))
-    steps = next(iter(norms.values())).steps
-    columns = [series.values for series in norms.values() if np.array_equal(series.steps, steps)]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return steps, np.log(np.concatenate(columns, axis=1))
-
-
-def _too_fast(history: History) -> Cause:
-    factor, first, last = history.once(growth)
-    onset = _onset(history)
-    sentence = (
-        f"between steps {first} and {last} the median matrix grew to {factor:.3g} times its norm: its updates add up "
-        f"to {math.sqrt(factor**2 - 1):.2g} times what was there"
-    )
-    return Cause("learning_rate", step=onset, evidence=(sentence, *_rate(history, onset)))
-
-
-def _onset(history: History) -> int:
-    """The first step by which the median matrix grew by half of TOO_FAST since the start.
-
-    Where the matrices shrank first, and so never grew by as much, it is the first step of the fastest growth.
-    """
-    steps, log_norms = _log_norms(history)
-    with np.errstate(invalid="ignore"):
-        typical = np.median(log_norms, axis=1)
-        grown = typical - typical[0] > 0.5 * math.log(TOO_FAST)
-    return int(steps[grown.argmax()]) if grown.any() else history.once(growth).first
-
-
-def _rate(history: History, step: int) -> list[str]:
-    steps, rates = history.scalar("train/learning_rate")
-    at = int(np.searchsorted(steps, step))
-    if at >= len(steps) or not np.isfinite(rates).any():
+def _whole(history: History) -> list[Cause]:
+    """Updates as large as the matrices, in a run that ended worse than it began, or not finite."""
+    steps, ratios = history.once(moved)
+    _, loss = history.scalar("train/loss")
+    large = steps[ratios > WHOLE]
+    if not len(large) or (np.isfinite(loss[-1]) and loss[-1] < loss[0]):
         return []
-    return [f"the learning rate is {rates[at]:.3g} then, {np.nanmax(rates):.3g} at its peak"]
+    step = int(large[0])
+    sentence = f"the update of step {step} is {ratios[steps == step][0]:.3g} times as large as the median matrix"
+    return [_cause(history, step, sentence, certainty="bound")]
 
 
-def _rising_loss(history: History) -> list[Cause]:
-    """The cause where the loss of the run's last fifth is above the least loss by more than RISE."""
+def _untaught(history: History) -> list[Cause]:
+    """A loss no better than that of token frequencies, where the median matrix moved by far more than its norm."""
+    steps, ratios = history.once(moved)
+    of_loss, loss = history.scalar("train/loss")
+    at, of_tokens = history.scalar("train/unigram_loss")
+    both = np.intersect1d(of_loss, at)[-LEVEL:]
+    far = steps[np.cumsum(ratios) > MOVED]
+    if len(both) < LEVEL or not len(far) or far[0] > both[0]:
+        return []
+    beside = np.median(loss[np.isin(of_loss, both)] - of_tokens[np.isin(at, both)])
+    if not beside > -UNTAUGHT:
+        return []
+    step = int(steps[ratios >= np.max(ratios) / 2][0])
+    sentence = (
+        f"the loss of the last {LEVEL} steps is {beside:+.2f} nats beside that of token frequencies alone, though the "
+        f"median matrix moved by {np.sum(ratios):.2g} times its norm"
+    )
+    return [_cause(history, step, sentence)]
+
+
+def _rising(history: History) -> list[Cause]:
+    """A loss whose level at the end is above the least it had, with no one step at which it jumped."""
     steps, loss = history.scalar("train/loss")
     finite = np.isfinite(loss)
     steps, loss = steps[finite], loss[finite]
-    if len(loss) < LEAST_LOSSES:
+    if len(loss) < LEAST_LOSSES or history.once(odd_batches):
         return []
-    smooth = np.array([np.median(loss[max(0, i - 10) : i + 11]) for i in range(len(loss))])
-    end = float(np.median(loss[-len(loss) // 5 :]))
-    least = int(smooth.argmin())
-    if end <= smooth[least] + RISE:
+    half = LEVEL // 2
+    level = np.array([np.median(loss[max(0, i - half) : i + half + 1]) for i in range(len(loss))])
+    noise = float(robust_spread(loss - level)) / np.sqrt(LEVEL)
+    least, end = int(level.argmin()), float(np.median(loss[-max(LEVEL, len(loss) // 5) :]))
+    rise = max(RISE, NOISES * noise)
+    if not end > level[least] + rise:
         return []
+    onset = steps[np.flatnonzero(level <= level[least] + rise / 2)[-1]]
     sentence = (
-        f"the loss rises from {smooth[least]:.3f} around step {steps[least]} to {end:.3f} and stays there, with no "
-        "one step at which it jumped"
+        f"the loss rises from {level[least]:.3f} around step {steps[least]} to {end:.3f} and stays there, with no one "
+        "step at which it jumped"
     )
-    return [Cause("learning_rate", step=int(steps[least]), evidence=(sentence, *_rate(history, int(steps[least]))))]
+    return [_cause(history, int(onset), sentence)]
+
+
+def _cause(history: History, step: int, sentence: str, certainty: str = "statistic") -> Cause:
+    steps, rates = history.scalar("train/learning_rate")
+    at = rates[steps == step]
+    rate = (f"the learning rate is {at[0]:.3g} then, {np.nanmax(rates):.3g} at its peak",) if len(at) else ()
+    last = int(history.scalar("train/loss")[0][-1])
+    return Cause("learning_rate", step=step, last=last, evidence=(sentence, *rate), certainty=certainty)

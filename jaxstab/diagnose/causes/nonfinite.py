@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxstab.diagnose.causes.base import Advice, Cause, Kind, Place, named, place_in_stack
-from jaxstab.diagnose.causes.learning_rate import lower_rate
+from jaxstab.diagnose.causes.base import Advice, Cause, Kind
 from jaxstab.diagnose.history import History
+from jaxstab.diagnose.place import Place, named, place_in_stack
 
 WATCHED = ("train/loss", "train/grad_norm", "train/update_norm")
 # A fraction of all matrices: this project's choice. Where more of them have entries that aren't finite, the loss was
@@ -25,18 +25,29 @@ def find(history: History) -> list[Cause]:
     places = _matrices_at(history, step)
     total = sum(series.layers for series in history.measured("nonfinite_fraction").values())
     if not places or len(places) > int(SOME * total):
-        return [Cause("nonfinite", step=step, evidence=(sentence,))]
+        return [Cause("nonfinite", step=step, last=_last(history, step), evidence=(sentence,), certainty="fact")]
     listed = ", ".join(named(*place) for place in places[:MOST_NAMED])
     evidence = (sentence, f"entries not finite in the gradient of {listed}")
     role, layer = places[0]
-    return [Cause("nonfinite", role, layer, None, step, evidence)]
+    return [Cause("nonfinite", role, layer, None, step, _last(history, step), evidence, certainty="fact")]
 
 
 def advice(history: History, cause: Cause) -> list[Advice]:
-    return [Advice("stability.on_nonfinite=skip", "steps that aren't finite change nothing"), lower_rate(history)]
+    return [Advice("stability.on_nonfinite=skip", "steps that aren't finite change nothing")]
 
 
-NONFINITE = Kind("something was not finite", find, advice)
+NONFINITE = Kind(
+    "something was not finite",
+    find,
+    advice,
+    remedy="Replay the step with everything measured: main.py diagnose --replay=<step>.",
+)
+
+
+def _last(history: History, first: int) -> int:
+    """The last step that wasn't finite."""
+    steps, finite = history.scalar("train/finite")
+    return int(max(first, np.max(steps[finite == 0], initial=0)))
 
 
 def _first_by_name(history: History) -> dict[str, int]:
