@@ -79,6 +79,8 @@ def write_tokenizer(config: DataConfig, tokenizer: Tokenizer, folder: Path, leng
         fast = byte_tokenizer() if config.tokenizer == "bytes" else library_tokenizer(path)
         fast.save(str(folder / "tokenizer.json"))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": fast.id_to_token(tokenizer.end)}
+    # A special token's name in a text, as WikiText's <unk>, is text, as in training.
+    settings |= {"split_special_tokens": True}
     settings |= {"model_max_length": length, "clean_up_tokenization_spaces": False}
     (folder / BESIDE[0]).write_text(json.dumps(settings, indent=1))
 

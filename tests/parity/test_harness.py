@@ -10,17 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 import main
 from jaxstab.config import UserError
-from jaxstab.data import load_tokenizer
-from jaxstab.evaluate import LanguageModel, harness, opened
-from jaxstab.model.transformer import Transformer
-from jaxstab.scale import MeshConfig, make_mesh
+from jaxstab.evaluate import harness, opened
 from jaxstab.train.trained import load
 from tests.parity import superglue
 from tests.stories import STORIES
-from tests.stories import load as load_stories
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here is downloaded
 lm_eval = pytest.importorskip("lm_eval", reason="make parity installs lm-evaluation-harness")
@@ -33,56 +30,47 @@ from lm_eval.api.task import ConfigurableTask  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks._yaml_loader import load_yaml  # noqa: E402
 
-from tests.parity.llama import as_llama, write_stories_tokenizer  # noqa: E402
-
 TINY = Path(__file__).parents[1] / "train" / "tiny.py"
 SENTENCES = ["Once upon a time, there was a little girl named Lily.", "She loved to play outside in the park."]
 SENTENCES += ["One day, she saw a big, red ball.", 'Ünïcode & <unk> words (1,000) aren\'t rare; "they" said so.']
 
 
-def hf_model(lm, tokenizer):
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(tokenizer),
-        eos_token=tokenizer_end(tokenizer),
-        split_special_tokens=True,  # "<unk>" in a text is text, as it is in training
-    )
-    fast.pad_token = fast.eos_token
-    model = as_llama(lm.model.config, lm.weights)
-    return HFLM(pretrained=model, tokenizer=fast, batch_size=4, max_length=lm.max_length, device="cpu")
-
-
-def tokenizer_end(tokenizer):
-    names = {token["id"]: token["content"] for token in json.loads(Path(tokenizer).read_text())["added_tokens"]}
-    return names[load_tokenizer(str(tokenizer)).end]
+def with_export(workdir):
+    """The model in a workdir, and the harness's own model of its export."""
+    out = workdir.with_name("export")
+    assert main.main(["main.py", "export", f"--workdir={workdir}", f"--out={out}"]) == 0
+    lm = load(workdir)
+    return lm, HFLM(pretrained=str(out), batch_size=4, max_length=lm.max_length, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def stories(tmp_path_factory):
     if not STORIES.exists():
         pytest.skip(f"needs {STORIES}; the model trained here is its twin")
-    tokenizer = tmp_path_factory.mktemp("stories") / "tokenizer.json"
-    write_stories_tokenizer(STORIES / "tok512.bin", tokenizer)
-    config, weights, *_ = load_stories()
-    mesh = make_mesh(MeshConfig(fsdp=-1))
-    lm = LanguageModel(mesh, Transformer(config), weights, load_tokenizer(str(tokenizer)))
-    return lm, hf_model(lm, tokenizer)
+    workdir = tmp_path_factory.mktemp("stories") / "run"
+    recipe = f"--config={TINY}", "--config.data.source=stdlib"
+    source = f"--from={STORIES / 'stories260K.bin'}"
+    assert main.main(["main.py", "import", source, *recipe, f"--workdir={workdir}"]) == 0
+    return with_export(workdir)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A WeSaR model of 150 steps on a few sentences, with a tokenizer of its own."""
+    """A WeSaR model of 150 steps on a few sentences, with a tokenizer of its own that has a piece <unk>."""
     place = tmp_path_factory.mktemp("trained")
     lines = [json.dumps({"text": " ".join(part)}) for part in itertools.permutations(SENTENCES)]
     (place / "corpus.jsonl").write_text("\n".join(lines))
     data = f"--config={TINY}", f"--config.data.files={place}/corpus.jsonl", f"--config.data.cache_dir={place}"
     tokenizer = place / "tokenizer.json"
     assert main.main(["main.py", "data", "tokenizer", *data, "--vocabulary=300", f"--out={tokenizer}"]) == 0
-    keys = {"model.mlp": "swiglu", "model.kv_heads": 1, "model.max_length": 64, "data.length": 64, "train.steps": 150}
+    library = tokenizers.Tokenizer.from_file(str(tokenizer))
+    library.add_special_tokens(["<unk>"])
+    library.save(str(tokenizer))
+    keys = {"model.kv_heads": 1, "model.max_length": 64, "data.length": 64, "train.steps": 150}
     keys |= {"data.tokenizer": tokenizer, "optimizer.learning_rate": 0.01, "eval.every": 0, "model.width": 32}
     run = [*data, f"--workdir={place}/run", *(f"--config.{key}={value}" for key, value in keys.items())]
     assert main.main(["main.py", *run]) == 0
-    lm = load(place / "run")
-    return lm, hf_model(lm, tokenizer)
+    return with_export(place / "run")
 
 
 @pytest.fixture(params=["trained", "stories"])
@@ -244,13 +232,9 @@ def test_totals_are_over_documents_as_in_the_paper_s_table_8():
     assert total == pytest.approx(73.65, abs=0.01)
 
 
-@pytest.mark.parametrize(
-    ("tasks", "reason"),
-    [(["superglue_bolq"], "knows no task 'superglue_bolq'"), (["superglue_boolq"], "BoolQ/train.jsonl is missing")],
-)
-def test_what_is_missing_is_said_in_a_line(tmp_path, trained, tasks, reason):
-    with pytest.raises(UserError, match=reason):
-        harness.opened(tasks, tmp_path)(trained[0], lambda title: iter)
+def test_what_is_missing_is_said_in_a_line(tmp_path, trained):
+    with pytest.raises(UserError, match=r"BoolQ/train.jsonl is missing"):
+        harness.opened(["superglue_boolq"], tmp_path)(trained[0], lambda title: iter)
 
 
 def test_without_the_harness_the_extra_is_named(monkeypatch):
