@@ -31,6 +31,7 @@ ARGUMENTS = {
         "method": ("vanilla", "embed_detach", "embed_ln", "scaled_embed", "xavier"),
     },
     "tev_mlra": {"layers": ("48", "96", "192"), "model": ("gpt2", "mlra", "sigma_reparam")},
+    "yulan_mini": {},
     "small_scale_proxies": {"size": ("10m", "2.4m", "85m", "1.2b", "4.8b"), "qk_norm": ("yes", "no")},
 }
 CASES = [

@@ -20,7 +20,7 @@ from jaxstab.config import UserError
 from jaxstab.exchange import card
 from jaxstab.exchange.check import check
 from jaxstab.exchange.families import FAMILIES
-from jaxstab.exchange.family import Family
+from jaxstab.exchange.family import Family, untied
 from jaxstab.exchange.folder import INDEX, SINGLE
 from jaxstab.exchange.tokenizer import write_tokenizer
 from jaxstab.exchange.weights import EMBEDDING, ENDS, HEAD, groups, pieces, size, theirs
@@ -99,19 +99,14 @@ FIXED = {"bos_token_id": None, "pad_token_id": None, "dtype": "float32", "torch_
 
 def home(model: ModelConfig) -> Family:
     """The class that computes a model; raises a UserError that names the nearest where there is none."""
-    different = {kind: family.differences(model) for kind, family in FAMILIES.items()}
-    nearest = min(FAMILIES, key=lambda kind: len(different[kind]))
+    different = {kind: family.differences(model) for kind, family in FAMILIES.items() if not family.gates}
+    nearest = min(different, key=lambda kind: len(different[kind]))
     if different[nearest]:
         raise UserError(
             f"no class of transformers computes this model; the nearest, {FAMILIES[nearest].architecture}, doesn't "
             f"have {', '.join(different[nearest])}"
         )
     return FAMILIES[nearest]
-
-
-def untied(model: ModelConfig) -> ModelConfig:
-    """The model with a head of its own, as its effective weights always have one."""
-    return dataclasses.replace(model, tie_embeddings=False)
 
 
 def write_shards(folder: Path, family: Family, source: Source) -> bool:

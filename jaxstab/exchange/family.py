@@ -69,6 +69,8 @@ class Family:
       head: the name of the head's tensor.
       ignored: ends of names of tensors that are no parameters.
       layout: how linear layers lie.
+      gates: {their gate: our modules whose matrix, norm and bias it multiplies}, of models that are not merged yet.
+      branch: config.json -> a constant on what o_proj and down_proj put out.
       norm_offset: what is added to a stored gain of a norm before it is used.
     """
 
@@ -82,6 +84,8 @@ class Family:
     head: str = "lm_head.weight"
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     layout: Layout = TORCH
+    gates: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    branch: Callable[[Mapping[str, Any]], float] = lambda theirs: 1.0
     norm_offset: float = 0.0
 
     def model(self, theirs: Mapping[str, Any]) -> ModelConfig:
@@ -191,3 +195,8 @@ def _canonical(model: ModelConfig) -> ModelConfig:
         head_size=0 if model.head_size * model.heads == model.width else model.head_size,
         mlp_width=0 if model.mlp_width == 4 * model.width else model.mlp_width,
     )
+
+
+def untied(model: ModelConfig) -> ModelConfig:
+    """The model with a head of its own, as its effective weights always have one."""
+    return dataclasses.replace(model, tie_embeddings=False)

@@ -21,8 +21,9 @@ from jaxstab.exchange import weights as exchanged
 from jaxstab.exchange.card import IMPORTED
 from jaxstab.exchange.check import logits_of
 from jaxstab.exchange.families import FAMILIES
-from jaxstab.exchange.family import Family
+from jaxstab.exchange.family import Family, untied
 from jaxstab.exchange.folder import folder_tensors, read_json
+from jaxstab.exchange.gates import Gates, are_stored, factors, take_gates, with_gates
 from jaxstab.exchange.tensors import Tensor
 from jaxstab.exchange.tokenizer import stage
 from jaxstab.logging.console import say
@@ -32,7 +33,7 @@ from jaxstab.train import workdir as workdirs
 from jaxstab.train.checkpoint import Checkpoints
 from jaxstab.train.config import Config, check
 from jaxstab.train.program import build
-from jaxstab.train.setup import Setup
+from jaxstab.train.setup import Setup, reparameterized
 from jaxstab.train.state import TrainState, wrapped_state
 
 RECIPE_S = ("dtype", "remat", "attention", "mask_documents")  # keys of the model that the recipe decides
@@ -46,16 +47,21 @@ class Found:
       source: the folder, or the file of llama2.c.
       family, model: what it is.
       places: where every parameter is.
+      gates: those that lie beside its matrices, by our modules.
+      factors: what its parameters are multiplied by, by our paths.
     """
 
     source: Path
     family: Family
     model: ModelConfig
     places: dict[exchanged.Piece, Tensor]
+    gates: Gates
+    factors: Gates
 
     def weights(self) -> Any:
-        """The weights, float32, as NumPy arrays; raises UserError at a tensor that can't be read."""
-        return exchanged.read(self.family, self.model.heads, read_table(self.model), self.places)
+        """The effective weights, float32, as NumPy arrays; raises UserError at a tensor that can't be read."""
+        table = read_table(self.model)
+        return exchanged.read(self.family, self.model.heads, table, self.places, self.factors)
 
 
 def find(source: Path) -> Found:
@@ -71,7 +77,9 @@ def find(source: Path) -> Found:
     family = FAMILIES[kind]
     try:
         model = family.model(theirs)
-        return Found(source, family, model, exchanged.located(family, read_table(model), tensors))
+        table, gates = read_table(model), take_gates(family, model, tensors)
+        places = exchanged.located(family, table, tensors)
+        return Found(source, family, model, places, gates, factors(family, model, theirs, table, gates))
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
 
@@ -101,11 +109,17 @@ def import_model(
     with tempfile.TemporaryDirectory() as staged:
         own = {} if "data.tokenizer" in overridden else stage(source, Path(staged))
         config = _with_tokenizer(config, staged, own)
+        keeps_gates = are_stored(found.gates, reparameterized(config)[2].table)
+        if found.gates and not keeps_gates:  # a head with a gate of its own is no longer the embedding
+            config = dataclasses.replace(config, model=untied(config.model))
         program = build(config, config.model.vocabulary - 1)
         _check_preserved(program.setup)
         say(console, _plan(found))
         weights = jax.tree.map(jnp.asarray, found.weights())
         state = wrapped_state(program.setup, weights)
+        if keeps_gates:
+            state = state._replace(raw=with_gates(state.raw, found.gates))
+            say(console, f"The {len(found.gates)} kinds of gates are kept as they were trained.")
         logits = logits_of(config.model, weights)
         difference = float(np.max(np.abs(logits - logits_of(config.model, program.merge(state)))))
         workdirs.make(workdir)

@@ -15,7 +15,8 @@ from jaxstab.table import Effective, Row, Table, rows
 
 PARAMETERS = {"weight": ("kernel", "embedding", "scale"), "bias": ("bias",)}
 HEAD, EMBEDDING = "lm_head/kernel", "embed_tokens/embedding"
-ENDS = ("embed_tokens", "lm_head")  # which may share their matrix
+ENDS = ("embed_tokens", "lm_head")
+SHARING = (ENDS, ("layers/mlp/gate_proj", "layers/mlp/up_proj"))  # modules that may share a matrix, or a gate
 
 
 class Piece(NamedTuple):
@@ -94,8 +95,21 @@ def _check_tied(head: Tensor, embedding: Tensor) -> None:
         )
 
 
-def read(family: Family, heads: int, table: Table[Effective], places: Mapping[Piece, Tensor]) -> Any:
+def read(
+    family: Family,
+    heads: int,
+    table: Table[Effective],
+    places: Mapping[Piece, Tensor],
+    factors: Mapping[str, np.ndarray],
+) -> Any:
     """The weights, in float32 and in the structure of the table, as NumPy arrays; tensor by tensor.
+
+    Args:
+      family: of the files.
+      heads: query heads.
+      table: of the effective weights.
+      places: where every parameter is.
+      factors: numbers that parameters are multiplied by, by path; [L] in the blocks.
 
     Raises:
       UserError: a tensor has no known float dtype, or entries that are not finite.
@@ -109,6 +123,8 @@ def read(family: Family, heads: int, table: Table[Effective], places: Mapping[Pi
                 arrays.setdefault(row.path, np.empty(row.shape, np.float32))[piece.layer] = part
     if table["lm_head"]["kernel"].tied:
         arrays[HEAD] = arrays[EMBEDDING].T
+    for path, factor in factors.items():
+        arrays[path] = arrays[path] * factor.reshape(factor.shape + (1,) * (arrays[path].ndim - factor.ndim))
     return tree(arrays)
 
 
@@ -150,7 +166,8 @@ def groups(listed: Iterable[Piece]) -> Iterator[tuple[tuple[str, ...], list[Piec
     together: dict[tuple[str, ...], list[Piece]] = {}
     for piece in listed:
         modules = tuple(row.path.rpartition("/")[0] for row in piece.rows)
-        together.setdefault(ENDS if modules[0] in ENDS else modules, []).append(piece)
+        group = next((several for several in SHARING if modules[0] in several), modules)
+        together.setdefault(group, []).append(piece)
     yield from together.items()
 
 

@@ -6,6 +6,7 @@ from jaxstab.config import method_section
 from jaxstab.initialize.draw import draw, scaled
 from jaxstab.initialize.scales import Scale, deepnorm, ds_init, he, megatron, normal, small, t_fixup, xavier
 from jaxstab.initialize.transfer import Transfer, complete_p, mup
+from jaxstab.initialize.yulan_mini import yulan_mini
 
 SCALES: dict[str, Callable[..., Scale | Transfer]] = {
     "he": he,
@@ -18,6 +19,7 @@ SCALES: dict[str, Callable[..., Scale | Transfer]] = {
     "deepnorm": deepnorm,
     "mup": mup,
     "complete_p": complete_p,
+    "yulan_mini": yulan_mini,
 }
 
 InitConfig = method_section(
@@ -41,4 +43,5 @@ __all__ = [
     "small",
     "t_fixup",
     "xavier",
+    "yulan_mini",
 ]

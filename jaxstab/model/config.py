@@ -38,6 +38,7 @@ class ModelConfig(Options):
     )
     mlp: str = option("gelu", "MLP; `gelu` is exact (erf), `swiglu` adds a gate_proj.", choices=tuple(ACTIVATIONS))
     bias: bool = option(False, "Biases in the linear layers of the blocks.")
+    qkv_bias: bool = option(False, "Biases of q_proj, k_proj and v_proj alone, as in Qwen 2.")
     tie_embeddings: bool = option(False, "Whether lm_head is the transpose of the stored embed_tokens.")
     mask_documents: bool = option(False, "Whether attention stops at the end of a document.")
     embedding: MethodConfig = section(EmbeddingConfig)
@@ -84,6 +85,8 @@ class ModelConfig(Options):
                 f"model.rotary_fraction={self.rotary_fraction} of a head of {self.head_dim} is {self.rotary_dim} "
                 "entries, and rotary positions need an even number of them"
             )
+        if self.bias and self.qkv_bias:
+            raise ConfigError("model.bias=True has the biases of model.qkv_bias=True too; leave one of them out")
         if self.qk_norm_joint and not self.qk_norm:
             raise ConfigError("model.qk_norm_joint=True has no effect without model.qk_norm=True; set both or neither")
         if self.parallel and not build_method(self.norm_placement, PLACEMENTS).bounded:

@@ -51,16 +51,18 @@ def unit() -> Embedding:
     return Embedding(multiplier=lambda std, width: 1 / std)
 
 
-def scaled() -> Embedding:
+def scaled(
+    factor: Annotated[float, "The factor; 0 takes sqrt(d).", Range(0)] = 0.0,
+) -> Embedding:
     """Scaled Embed: with Small's or Megatron's initial scale its standard deviation is sqrt(2/5) = 0.632.
 
-    Formula: sqrt(d) E
+    Formula: sqrt(d) E, or another factor: MiniCPM's 12, YuLan-Mini's 10
     Paper: Takase et al. 2025, Spike No More; Vaswani et al. 2017.
     Parameters: none.
     Checked against: NumPy float64 (tests/model).
     Certainty: primary, by a translation of the paper.
     """
-    return Embedding(multiplier=lambda std, width: math.sqrt(width))
+    return Embedding(multiplier=lambda std, width: factor or math.sqrt(width))
 
 
 def layer_norm() -> Embedding:

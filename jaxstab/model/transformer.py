@@ -157,7 +157,9 @@ class Attention(nn.Module):
         kv_heads = config.kv_heads or config.heads
 
         def heads(name: str, count: int, axis: str, norm: str = "") -> Array:
-            x = Linear(config, count * config.head_dim, ("embed", axis), config.bias, name=name)(x_BTD)
+            x = Linear(config, count * config.head_dim, ("embed", axis), config.bias or config.qkv_bias, name=name)(
+                x_BTD
+            )
             if norm and config.qk_norm_joint:
                 x = _norm(config, norm, axis)(x)
             x = x.reshape(batch, length, count, config.head_dim)

@@ -1,5 +1,6 @@
 """A model from elsewhere becomes a run: its function stays what it was, and training goes on as any run's does."""
 
+import functools
 import json
 import shutil
 
@@ -34,8 +35,8 @@ def recipe(runs, **changes):
     values.data.files = (f"{runs.corpus}/*.jsonl",)
     values.data.cache_dir = f"{runs.corpus}/cache"
     for key, value in changes.items():
-        section, _, name = key.rpartition("__")
-        values[section][name] = value
+        *sections, name = key.split("__")
+        functools.reduce(getattr, sections, values)[name] = value
     return resolve(values)
 
 

@@ -1,5 +1,7 @@
 """Every initial scale against the formula of its paper, and what is drawn against what the table says."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,8 @@ from jaxstab.model.transformer import Transformer, read_table
 from jaxstab.optimize import Hypers, OptimizerConfig, build
 from jaxstab.reparam import reparameterize, wesar
 from jaxstab.table import Row, read, rows
+from jaxstab.train.config import resolve
+from jaxstab.train.setup import reparameterized
 
 D, N, V, F = 64, 6, 512, 256
 CONFIG = ModelConfig(
@@ -70,6 +74,14 @@ FORMULAS = {
     "complete_p": (
         {"base_width": 16, "base_depth": 3, "std": 0.1},
         everywhere(0.05, o_proj=0.025, down_proj=0.025, embed_tokens=0.1, embed_positions=0.1, lm_head=0.025),
+    ),
+    "yulan_mini": (
+        {"base_width": 16, "sigma": 0.1},
+        everywhere(
+            0.05,
+            **dict.fromkeys(("o_proj", "down_proj"), 0.05 * DEEP * 1.4 / np.sqrt(N)),
+            **dict.fromkeys(("embed_tokens", "embed_positions", "lm_head"), 0.1),
+        ),
     ),
 }
 
@@ -169,7 +181,27 @@ COLUMNS = {
         "mlp/down_proj/kernel": (1 / 4, 4, 1 / 8, 1 / 2),
         "mlp/down_proj/bias": (1, 0, 1 / 8, 1 / 2),
     },
+    "yulan_mini": {
+        "embed_tokens/embedding": (1, 1, 1, 1),
+        "lm_head/kernel": (1, 1, 1, 1),
+        "norm/scale": (1, 0, 1, 1),
+        "self_attn/q_proj/kernel": (1 / 4, 1, 1, 1),
+        "self_attn/q_proj/bias": (1, 0, 1, 1),
+        "mlp/down_proj/kernel": (1 / 4, 1, 1, 1.4 / np.sqrt(N)),
+        "mlp/down_proj/bias": (1, 0, 1, 1.4 / np.sqrt(N)),
+    },
 }
+
+
+def test_yulan_mini_s_gates_are_those_of_its_launch_scripts():
+    values = importlib.import_module("configs.yulan_mini").get_config()
+    stored = {row.path: row for row in rows(reparameterized(resolve(values))[2].table)}
+    gates = {"q_proj": 0.3651483716701107, "v_proj": 0.3651483716701107, "o_proj": 0.03450327796711771}
+    for name, gate in gates.items():
+        np.testing.assert_allclose(stored[f"layers/self_attn/{name}/kernel/gate"].value, gate, rtol=1e-12)
+    np.testing.assert_allclose(stored["layers/mlp/down_proj/kernel/gate"].value, gates["o_proj"], rtol=1e-12)
+    assert "layers/mlp/up_proj/kernel/gate" not in stored and "embed_tokens/embedding/gate" not in stored
+    assert stored["norm/scale/gate"].value == stored["lm_head/kernel/gate"].value == 1
 
 
 @pytest.mark.parametrize("name", COLUMNS)

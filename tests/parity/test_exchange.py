@@ -40,6 +40,7 @@ MODELS = {
     ),
     "arcee": ("Arcee", LLAMA),
     "arcee, gelu": ("Arcee", {**LLAMA, "hidden_act": "gelu"}),
+    "qwen2": ("Qwen2", LLAMA),
     "qwen3": ("Qwen3", {**LLAMA, "head_dim": 12}),
     "olmo2": ("Olmo2", {**LLAMA, "pad_token_id": None}),
 }

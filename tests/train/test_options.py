@@ -208,6 +208,7 @@ CONTEXT = {
     "model.norm_eps": {"model.norm_eps": 0.1},
     "model.position_offset": {"model.positions": "learned"},
     "model.qk_norm_joint": {"model.qk_norm": True},
+    "reparam.wesar.gates": {"model.mlp": "swiglu"},
 }
 VALUES = {
     "optimizer.rule.adamw.b1": [0.5],
