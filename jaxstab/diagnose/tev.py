@@ -6,20 +6,23 @@ the rows (Chung et al. 2024, Figure 1); the means of the rows are Figure 4.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from jaxstab.config import UserError, from_flat
+from jaxstab import scale
+from jaxstab.config import UserError
 from jaxstab.diagnose.figures import canvas, svg_of
 from jaxstab.diagnose.page import document, table
+from jaxstab.exchange.folder import INDEX, SINGLE, index_tensors
+from jaxstab.exchange.llama2c import llama
+from jaxstab.exchange.tensors import Tensor, tensors
+from jaxstab.train.trained import checkpoint_of, config_of, read_record, read_weights
 
 ROWS_AT_ONCE = 4096
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -29,6 +32,8 @@ NAMES = {
     "lm_head": r"(^|\.)(lm_head|embed_out)\.weight$|^output\.weight$",
 }
 COLUMNS = ("file", "matrix", "rows", "width", "mu_TEV", "sigma_TEV", "5%", "median", "95%", "row means", "their std")
+CENTRED = ("|row mean|", "|mean row|")  # the mean size of a row's mean, and the norm of the mean of all rows
+QUANTIZED = ("_scale", "_scale_inv")  # ends of the names of scales beside a tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Variability:
       file, matrix: where it is, and its role or name there.
       width: d.
       stds, means: of every row, float64[V].
+      mean_row: the mean of all rows, float64[d], which output centring removes.
     """
 
     file: str
@@ -46,12 +52,14 @@ class Variability:
     width: int
     stds: Float[np.ndarray, " V"]
     means: Float[np.ndarray, " V"]
+    mean_row: Float[np.ndarray, " d"]
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The values that COLUMNS name."""
+        """The values that COLUMNS and CENTRED name."""
         numbers = (self.stds.mean(), self.stds.std(), *np.quantile(self.stds, (0.05, 0.5, 0.95)))
         numbers = (*numbers, self.means.mean(), self.means.std())
+        numbers = (*numbers, np.abs(self.means).mean(), np.linalg.norm(self.mean_row))
         return (
             self.file,
             self.matrix,
@@ -63,19 +71,22 @@ class Variability:
 
 def variability(file: str, matrix: str, rows_Vd: Float[np.ndarray, "V d"]) -> Variability:
     """TEV of a matrix with one row per token, of any float dtype, in float64."""
-    parts = [rows_Vd[i : i + ROWS_AT_ONCE].astype(np.float64) for i in range(0, len(rows_Vd), ROWS_AT_ONCE)]
-    stds = np.concatenate([part.std(axis=1) for part in parts])
-    means = np.concatenate([part.mean(axis=1) for part in parts])
+    stds, means, sum_d = np.empty(len(rows_Vd)), np.empty(len(rows_Vd)), np.zeros(rows_Vd.shape[1])
+    for start in range(0, len(rows_Vd), ROWS_AT_ONCE):
+        part, rows = rows_Vd[start : start + ROWS_AT_ONCE].astype(np.float64), slice(start, start + ROWS_AT_ONCE)
+        stds[rows], means[rows] = part.std(axis=1), part.mean(axis=1)
+        sum_d += part.sum(axis=0)
     if not np.isfinite(stds).all():
         raise UserError(f"{matrix} of {file} has entries that are not finite in {(~np.isfinite(stds)).sum():,} rows")
-    return Variability(file, matrix, rows_Vd.shape[1], stds, means)
+    return Variability(file, matrix, rows_Vd.shape[1], stds, means, sum_d / max(1, len(rows_Vd)))
 
 
 def tev(files: Sequence[str], out: str | None = None) -> list[Variability]:
     """Prints TEV of files as a table, and draws its distributions into `out`, a page (.html) or a figure (.svg).
 
     Args:
-      files: workdirs and checkpoints of ours, safetensors files, the index of a sharded one, or directories with one.
+      files: workdirs and checkpoints of ours, safetensors files, the index of a sharded one, directories with one, and
+        files of llama2.c.
       out: where to draw; None draws nothing.
 
     Raises:
@@ -86,13 +97,13 @@ def tev(files: Sequence[str], out: str | None = None) -> list[Variability]:
     if out and Path(out).suffix not in (".html", ".svg"):
         raise UserError(f"--out={out} is neither a .html nor a .svg")
     matrices = [each for file in files for each in read(file)]
-    lines = [(*COLUMNS, "distribution of TEV"), *((*each.cells, _sketch(each.stds)) for each in matrices)]
+    lines = [(*COLUMNS, *CENTRED, "distribution of TEV"), *((*each.cells, _sketch(each.stds)) for each in matrices)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     if out:
         svg = drawn(matrices)
-        body = table(COLUMNS, [each.cells for each in matrices]) + svg
+        body = table((*COLUMNS, *CENTRED), [each.cells for each in matrices]) + svg
         page = document("Token embedding variability", "As Figures 1 and 4 of Chung et al. 2024.", [("TEV", body)])
         try:
             Path(out).write_text(svg if out.endswith(".svg") else page)
@@ -113,99 +124,51 @@ def read(file: str) -> Iterator[Variability]:
 
 def _matrices(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     if path.is_dir() and (path / "checkpoints").is_dir():
-        steps = sorted(int(each.name) for each in (path / "checkpoints").iterdir() if each.name.isdigit())
-        if not steps:
-            raise UserError(f"{path} has no checkpoint yet")
-        return _of_checkpoint(path / "checkpoints" / str(steps[-1]))
+        return _of_checkpoint(checkpoint_of(path))
     if path.is_dir() and (path / "state").is_dir():
-        return _of_checkpoint(path)
+        return _of_checkpoint(path.absolute())
     if path.is_dir():
-        inside = [path / "model.safetensors.index.json", path / "model.safetensors"]
+        inside = [path / INDEX, path / SINGLE]
         given = next((each for each in inside if each.is_file()), None)
         if given is None:
-            raise UserError(f"{path} is neither a workdir nor a checkpoint, and has no model.safetensors")
+            raise UserError(f"{path} is neither a workdir nor a checkpoint, and has no {SINGLE}")
         path = given
-    return _of_index(path) if path.suffix == ".json" else _of_safetensors(path)
+    if path.suffix == ".json":
+        return _of_tensors(path, index_tensors(path, _chosen))
+    return _of_tensors(path, llama(path)[1] if path.suffix == ".bin" else tensors(path))
 
 
-def _of_safetensors(path: Path, wanted: Sequence[str] = tuple(NAMES)) -> Iterator[tuple[str, np.ndarray]]:
-    with _opened(path) as file:
-        names = _chosen(list(file.keys()), wanted)
-        if "embed_tokens" in wanted and "embed_tokens" not in names:
-            shown = ", ".join(sorted(file.keys())[:4])
-            raise UserError(f"{path} has no token embedding among its tensors: {shown}, ...")
-        for role, name in names.items():
-            shape = file.get_slice(name).get_shape()
-            if len(shape) != 2:
-                raise UserError(f"{name} of {path} is of shape {shape}, not [tokens, width]")
-            yield name if name != f"{role}.weight" else role, file.get_tensor(name)
+def _of_tensors(path: Path, found: Mapping[str, Tensor]) -> Iterator[tuple[str, np.ndarray]]:
+    chosen = _chosen(list(found))
+    if "embed_tokens" not in chosen:
+        raise UserError(f"{path} has no token embedding among its tensors: {', '.join(sorted(found)[:4])}, ...")
+    for role, name in chosen.items():
+        tensor = found[name]
+        if len(tensor.shape) != 2:
+            raise UserError(f"{name} of {tensor.path} is of shape {list(tensor.shape)}, not [tokens, width]")
+        scale = next((f"{name}{end}" for end in QUANTIZED if f"{name}{end}" in found), None)
+        if scale:
+            raise UserError(f"{name} of {tensor.path} is quantized: it means something only times {scale}")
+        yield name if name != f"{role}.weight" else role, tensor.array()
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a safetensors file: {str(error).splitlines()[0]}") from error
-
-
-def _chosen(names: list[str], wanted: Sequence[str]) -> dict[str, str]:
+def _chosen(names: Sequence[str]) -> dict[str, str]:
+    """The tensors of the two matrices, by role."""
     chosen = {}
-    for role in wanted:
-        matching = sorted((name for name in names if re.search(NAMES[role], name)), key=lambda name: (len(name), name))
+    for role, pattern in NAMES.items():
+        matching = sorted((name for name in names if re.search(pattern, name)), key=lambda name: (len(name), name))
         if matching:
             chosen[role] = matching[0]
     return chosen
 
 
-def _of_index(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    try:
-        shards = json.loads(path.read_text())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not an index of safetensors files: it has no weight_map") from error
-    chosen = _chosen(list(shards), tuple(NAMES))
-    if "embed_tokens" not in chosen:
-        raise UserError(f"{path} has no token embedding among its tensors: {', '.join(sorted(shards)[:4])}, ...")
-    for role, name in chosen.items():
-        yield from _of_safetensors(path.with_name(shards[name]), (role,))
-
-
 def _of_checkpoint(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """The effective matrices: gates and constant factors are those of the config that was saved with them."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    from jaxstab.reparam import reparameterize
-    from jaxstab.train.config import Config
-    from jaxstab.train.setup import reparameterized
-
-    path = path.absolute()
-    try:
-        record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "record")
-        config = from_flat(Config, record["meta"]["config"])
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-        raise UserError(f"{path} has no record that can be read: {str(error).splitlines()[0][:200]}") from error
-    whole, methods, _ = reparameterized(config)
-    part: Any = {name: whole[name] for name in ("embed_tokens", "lm_head")}
-    reparam = reparameterize(part, *methods)
-    weights = jax.tree.map(lambda row: jax.ShapeDtypeStruct(row.shape, "float32"), part)
-    raw, state = jax.eval_shape(reparam.init, weights, jax.random.key(0))
-    wanted = {"raw": raw, "reparam": list(state)}
-    try:
-        restored = ocp.PyTreeCheckpointer().restore(
-            path / "state",
-            args=ocp.args.PyTreeRestore(
-                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
-            ),
-        )
-    except Exception as error:  # a damaged checkpoint shows itself in many ways
-        raise UserError(f"the embedding of {path} can't be read: {str(error).splitlines()[0][:200]}") from error
-    effective = reparam.merge(restored["raw"], tuple(restored["reparam"]))
-    yield "embed_tokens", np.asarray(jax.tree.leaves(effective["embed_tokens"])[0])
-    yield "lm_head", np.asarray(jax.tree.leaves(effective["lm_head"])[0]).T
+    record = read_record(path)
+    mesh = scale.make_mesh(scale.MeshConfig(fsdp=-1))
+    weights: Any = read_weights(path, record, config_of(path, record), mesh, tuple(NAMES))
+    yield "embed_tokens", np.asarray(weights["embed_tokens"]["embedding"])
+    yield "lm_head", np.asarray(weights["lm_head"]["kernel"]).T
 
 
 def _sketch(values: np.ndarray, bins: int = 24) -> str:

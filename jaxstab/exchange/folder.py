@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,22 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
     raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}")
 
 
-def index_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of the shards that an index names."""
+def index_tensors(path: Path, choose: Callable[[list[str]], Mapping[str, str]] | None = None) -> dict[str, Tensor]:
+    """The tensors of the shards that an index names.
+
+    Args:
+      path: of the index.
+      choose: names -> {any key: one of them}, where only some are asked for: other shards may be missing.
+    """
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, Mapping) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise UserError(f"{path} is not an index of safetensors files: it has no weight_map")
-    found = {shard: tensors(_shard(path, shard)) for shard in sorted(set(weight_map.values()))}
-    for name, shard in weight_map.items():
-        if name not in found[shard]:
+    asked = {name: weight_map[name] for name in choose(list(weight_map)).values()} if choose else weight_map
+    shards = {shard: tensors(_shard(path, shard)) for shard in sorted(set(asked.values()))}
+    for name, shard in asked.items():
+        if name not in shards[shard]:
             raise UserError(f"{name} is missing in {path.with_name(shard)}, where {path.name} says that it is")
-    return {name: found[shard][name] for name, shard in weight_map.items()}
+    return {name: tensor for shard in shards.values() for name, tensor in shard.items() if choose or name in asked}
 
 
 def _shard(index: Path, name: str) -> Path:

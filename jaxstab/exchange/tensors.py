@@ -26,6 +26,8 @@ FLOATS = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+KNOWN = {*FLOATS, "F8_E8M0", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "F6_E2M3", "F6_E3M2", "F4", "C64", "BOOL"}
+KNOWN |= {f"{sign}{bits}" for sign in "IU" for bits in (8, 16, 32, 64)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Tensor:
 def tensors(path: Path) -> dict[str, Tensor]:
     """What a safetensors file holds, by name; raises UserError where it is none, or its header lies."""
     header, start = _header(path)
+    for name, each in header.items():
+        dtype = each.get("dtype") if isinstance(each, dict) else None
+        if isinstance(dtype, str) and dtype not in KNOWN:
+            raise UserError(f"{name} of {path} is of dtype {dtype}, which isn't known here")
     _validate(path)
     return {
         name: Tensor(path, name, each["dtype"], tuple(each["shape"]), start + each["data_offsets"][0])

@@ -1,6 +1,7 @@
 """TEV of checkpoints of ours and of safetensors files, against NumPy; no more is read than the embedding."""
 
 import json
+import re
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.numpy import save_file
 import main
 from jaxstab.config import UserError
 from jaxstab.diagnose import tev
+from tests.stories import STORIES, load, needs_stories
 
 
 def expected(rows_Vd):
@@ -47,6 +49,40 @@ def test_bfloat16_and_a_sharded_index(tmp_path):
             np.testing.assert_allclose(each.stds, expected(matrix.astype(np.float64))[0], rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.float16, np.float64], ids=str)
+def test_other_floats_are_read_as_what_they_are(tmp_path, dtype):
+    rows = embedding(3, tokens=50).astype(dtype)
+    save_file({"wte.weight": rows}, tmp_path / "model.safetensors")
+    (matrix,) = tev([str(tmp_path / "model.safetensors")])
+    np.testing.assert_allclose(matrix.stds, expected(rows.astype(np.float64))[0], rtol=1e-12)
+
+
+def test_what_centring_removes(tmp_path, capsys):
+    rows = embedding(4).astype(np.float64)
+    save_file({"wte.weight": rows}, tmp_path / "model.safetensors")
+    (matrix,) = tev([str(tmp_path / "model.safetensors")])
+    np.testing.assert_allclose(matrix.mean_row, rows.mean(0), rtol=1e-9)
+    printed = capsys.readouterr().out.splitlines()
+    heads, cells = (re.split(r" {2,}", line) for line in printed[:2])
+    values = dict(zip(heads, cells, strict=True))
+    assert values["|mean row|"] == f"{np.sqrt((rows.mean(0) ** 2).sum()):.4g}"
+    assert values["|row mean|"] == f"{np.abs(rows.mean(1)).mean():.4g}"
+
+
+def test_shards_without_the_two_matrices_may_be_missing(tmp_path):
+    save_file({"wte.weight": embedding(tokens=5)}, tmp_path / "a.safetensors")
+    index = {"weight_map": {"wte.weight": "a.safetensors", "h.0.mlp.c_fc.weight": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert len(tev([str(tmp_path)])) == 1
+
+
+@needs_stories
+def test_a_file_of_llama2c():
+    (matrix,) = tev([str(STORIES / "stories260K.bin")])
+    rows = load()[2]["embed"].astype(np.float64)
+    np.testing.assert_allclose(matrix.stds, expected(rows)[0], rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("method", "tied"), [("identity", False), ("identity", True), ("wesar", True), ("sigma_reparam", False)]
 )
@@ -73,6 +109,15 @@ def wrong_files(tmp_path):
     save_file({"bias": np.zeros(3, np.float32)}, tmp_path / "none.safetensors")
     save_file({"wte.weight": np.zeros(3, np.float32)}, tmp_path / "vector.safetensors")
     save_file({"wte.weight": np.full((3, 2), np.nan, np.float32)}, tmp_path / "nan.safetensors")
+    save_file({"wte.weight": np.ones((3, 2), np.int8)}, tmp_path / "int8.safetensors")
+    quantized = {"wte.weight": np.ones((3, 2), ml_dtypes.float8_e4m3fn), "wte.weight_scale": np.ones(1, np.float32)}
+    save_file(quantized, tmp_path / "scaled.safetensors")
+    content = (tmp_path / "int8.safetensors").read_bytes()
+    (tmp_path / "odd.safetensors").write_bytes(content.replace(b'"I8"', b'"I7"'))
+    (tmp_path / "shard").mkdir()
+    save_file({"wte.weight": embedding(tokens=5)}, tmp_path / "shard" / "a.safetensors")
+    index = {"weight_map": {"wte.weight": "a.safetensors", "lm_head.weight": "a.safetensors", "h": "b.safetensors"}}
+    (tmp_path / "shard" / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "torn.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{")
     (tmp_path / "index.json").write_text("{}")
     (tmp_path / "empty").mkdir()
@@ -83,12 +128,16 @@ def wrong_files(tmp_path):
 WRONG = {
     "none.safetensors": "no token embedding among its tensors: bias",
     "vector.safetensors": "of shape [3], not [tokens, width]",
+    "int8.safetensors": "wte.weight of",
+    "scaled.safetensors": "is quantized: it means something only times wte.weight_scale",
+    "odd.safetensors": "wte.weight of",
+    "shard": "lm_head.weight is missing in",
     "nan.safetensors": "not finite in 3 rows",
     "torn.safetensors": "is not a safetensors file",
     "index.json": "no weight_map",
     "empty": "neither a workdir nor a checkpoint",
-    "begun": "has no checkpoint yet",
-    "half": "has no record that can be read",
+    "begun": "has no checkpoint",
+    "half": "the record of",
     "absent": "no file",
 }
 

@@ -135,7 +135,7 @@ STRANGERS = {
     "offsets that overlap": (header(lambda entries: moved(entries, -64)), "is not a safetensors file"),
     "a shape that doesn't fill its bytes": (header(other("shape", [257, 15])), "is not a safetensors file"),
     "a negative shape": (header(other("shape", [-257, -16])), "is not a safetensors file"),
-    "an unknown dtype": (header(other("dtype", "F3_E1M1")), "is not a safetensors file"),
+    "an unknown dtype": (header(other("dtype", "F3_E1M1")), "is of dtype F3_E1M1"),
     "a dtype of integers": (tensor(HEAD, lambda array: array.astype(np.int8)), "is of dtype I8"),
     "another shape": (tensor(HEAD, lambda array: array[:-1]), "is of shape [256, 16], not [257, 16]"),
     "no head": (tensor(HEAD, lambda array: None), "the tensor lm_head.weight is missing"),
