@@ -1,6 +1,6 @@
 """Judging a model: perplexities, benchmarks and samples."""
 
-from jaxstab.evaluate.benchmarks import BENCHMARKS, opened
+from jaxstab.evaluate.benchmarks import BENCHMARKS, Benchmark, opened
 from jaxstab.evaluate.generate import generate, padded
 from jaxstab.evaluate.language_model import LanguageModel
 from jaxstab.evaluate.perplexity import evaluate
@@ -10,6 +10,7 @@ from jaxstab.evaluate.texts import continued
 
 __all__ = [
     "BENCHMARKS",
+    "Benchmark",
     "LanguageModel",
     "Result",
     "Sampling",

@@ -78,6 +78,12 @@ class EvalConfig(Options):
     batches: int = option(16, "Validation batches in an evaluation; 0 takes all.", Range(0))
     final_batches: int = option(0, "Batches of every set in the evaluation at the end; 0 takes all.", Range(0))
     texts: tuple[str, ...] = option((), "Further text sets, as name=glob, evaluated at the end.")
+    benchmarks: tuple[str, ...] = option((), "Of wikitext and lambada, those that are measured (docs/evaluate.md).")
+    benchmark_data: str = option("", "The directory with their files; it is only read.")
+    benchmark_every: int = option(
+        0, "Steps between two measurements of them, and one at the end; 0 measures at the end only.", Range(0)
+    )
+    benchmark_limit: int = option(0, "Documents of each, the first ones; 0 takes all.", Range(0))
     sample_length: int = option(
         0, "Tokens of a sample of generated text shown at each evaluation; 0 shows none.", Range(0)
     )
@@ -90,6 +96,12 @@ class EvalConfig(Options):
             name, _, files = text.partition("=")
             if not name or not files:
                 raise ConfigError(f"eval.texts takes name=glob, not {text!r}")
+            if name in self.benchmarks:
+                raise ConfigError(f"eval.texts={text} has the name of a benchmark; take another name")
+        if self.benchmarks and not self.benchmark_data:
+            raise ConfigError(
+                f"eval.benchmarks={self.benchmarks} needs eval.benchmark_data, the directory with their files"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

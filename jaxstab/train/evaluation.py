@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import numpy as np
 
 from jaxstab import data, scale
 from jaxstab.config import ConfigError, UserError
-from jaxstab.evaluate import Sampling, evaluate, generate, padded
+from jaxstab.evaluate import Benchmark, LanguageModel, Sampling, evaluate, generate, padded
 from jaxstab.logging import RunLogger, read_metrics
 from jaxstab.logging.run import METRICS
+from jaxstab.table import Weights
 from jaxstab.train.config import Config
 from jaxstab.train.program import Program
 from jaxstab.train.state import TrainState
+
+# (effective weights, what is called before each batch) -> results by name
+Judge = Callable[[Weights, Callable[[], None]], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,25 +33,55 @@ class Evaluation:
       program: of the run.
       corpus: its validation split is judged at every evaluation, and its tokenizer decodes samples.
       texts: further sets, by name, that are judged at the end.
+      benchmarks: what else is measured, by name, at a cadence of its own.
     """
 
     program: Program
     corpus: data.Prepared
     texts: Mapping[str, data.PackedSplit]
+    benchmarks: Mapping[str, Benchmark] = dataclasses.field(default_factory=dict)
 
     def due(self, step: int) -> bool:
         """Whether a step is followed by an evaluation."""
-        every = self.program.setup.config.eval.every
+        return self._sets_due(step) or self._benchmarks_due(step)
+
+    def _sets_due(self, step: int) -> bool:
+        return self._at(step, self.program.setup.config.eval.every)
+
+    def _benchmarks_due(self, step: int) -> bool:
+        return bool(self.benchmarks) and self._at(step, self.program.setup.config.eval.benchmark_every)
+
+    def _at(self, step: int, every: int) -> bool:
         return step == self.program.setup.config.total_steps or (every > 0 and step > 0 and step % every == 0)
 
-    def sets(self, step: int) -> dict[str, data.PackedSplit]:
-        """What is judged after a step, by name; nothing where no evaluation is due."""
-        if not self.due(step):
-            return {}
-        at_end = self.texts if step == self.program.setup.config.total_steps else {}
-        return {name: split for name, split in {"validation": self.corpus.validation, **at_end}.items() if len(split)}
+    def sets(self, step: int) -> dict[str, Judge]:
+        """What judges the state after a step, by name; nothing where no evaluation is due."""
+        at_end = step == self.program.setup.config.total_steps
+        texts = {"validation": self.corpus.validation, **(self.texts if at_end else {})} if self._sets_due(step) else {}
+        judges: dict[str, Judge] = {
+            name: functools.partial(self._judge_text, split, at_end) for name, split in texts.items() if len(split)
+        }
+        benchmarks = self.benchmarks if self._benchmarks_due(step) else {}
+        return judges | {name: functools.partial(self._measure, each) for name, each in benchmarks.items()}
 
-    def unjudged(self, workdir: Path, step: int, attempt: int) -> dict[str, data.PackedSplit]:
+    def _judge_text(
+        self, split: data.PackedSplit, at_end: bool, weights: Weights, between: Callable[[], None]
+    ) -> dict[str, float]:
+        config = self.program.setup.config
+        batches = config.eval.final_batches if at_end else config.eval.batches
+        return evaluate(self.program.evaluate, weights, split, config.train.batch_size, batches, between)
+
+    def _measure(self, benchmark: Benchmark, weights: Weights, between: Callable[[], None]) -> dict[str, float]:
+        def one_by_one(batches: Sequence[Any]) -> Iterator[Any]:
+            for batch in batches:
+                between()
+                yield batch
+
+        setup = self.program.setup
+        lm = LanguageModel(setup.mesh, setup.model.clone(intermediates=()), weights, self.corpus.tokenizer)
+        return {result.metric: result.value for result in benchmark(lm, one_by_one)}
+
+    def unjudged(self, workdir: Path, step: int, attempt: int) -> dict[str, Judge]:
         """The sets that a step's evaluation hasn't judged: a step is saved first, and a run may end in its evaluation.
 
         Args:
@@ -59,14 +94,15 @@ class Evaluation:
             lines = read_metrics(workdir / METRICS) if sets else []
         except (UserError, OSError):  # what isn't on record is done again
             lines = []
-        known = {name for line in lines if (line["step"], line["attempt"]) == (step, attempt) for name in line}
-        return {name: split for name, split in sets.items() if f"eval/{name}/loss" not in known}
+        known = {key for line in lines if (line["step"], line["attempt"]) == (step, attempt) for key in line}
+        judged = {key.rpartition("/")[0] for key in known}
+        return {name: judge for name, judge in sets.items() if f"eval/{name}" not in judged}
 
     def run(
         self,
         step: int,
         state: TrainState,
-        sets: Mapping[str, data.PackedSplit],
+        sets: Mapping[str, Judge],
         logger: RunLogger,
         between: Callable[[], None],
     ) -> None:
@@ -79,14 +115,10 @@ class Evaluation:
           logger: takes the results.
           between: called before each batch; what it raises ends the evaluation.
         """
-        config = self.program.setup.config
-        at_end = step == config.total_steps
-        batches = config.eval.final_batches if at_end else config.eval.batches
         weights = self.program.merge(state)
-        for name, split in sets.items():
-            results = evaluate(self.program.evaluate, weights, split, config.train.batch_size, batches, between)
-            logger.eval(step, {f"eval/{name}/{key}": value for key, value in results.items()})
-        if config.eval.sample_length:
+        for name, judge in sets.items():
+            logger.eval(step, {f"eval/{name}/{key}": value for key, value in judge(weights, between).items()})
+        if self.program.setup.config.eval.sample_length:
             between()
             self._show_sample(step, weights, logger)
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from jaxstab import data
 from jaxstab.config import flatten
+from jaxstab.evaluate import opened
 from jaxstab.logging import RunLogger
 from jaxstab.logging.console import say
 from jaxstab.model.flops import flops_per_token
@@ -24,7 +25,7 @@ from jaxstab.train import workdir as workdirs
 from jaxstab.train.checkpoint import Checkpoints
 from jaxstab.train.clock import StepClock
 from jaxstab.train.config import Config
-from jaxstab.train.evaluation import Evaluation, check_prompt, prepare_texts
+from jaxstab.train.evaluation import Evaluation, Judge, check_prompt, prepare_texts
 from jaxstab.train.packed import Packed, pack, unpack
 from jaxstab.train.program import Program, build
 from jaxstab.train.signals import StopRequest
@@ -50,6 +51,7 @@ def _train(config: Config, workdir: Path, console: Console) -> None:
     config = config.with_vocabulary(tokenizer.vocabulary)
     program = build(config, tokenizer.end)  # first, so that what doesn't fit together costs no tokenising
     check_prompt(config, tokenizer)
+    benchmarks = opened(config.eval.benchmark_data, config.eval.benchmarks, limit=config.eval.benchmark_limit)
     corpus, texts = data.prepare(config.data), prepare_texts(config)
     data.Batches(corpus.train, config.data.seed).records(0, config.train.batch_size)  # raises where there are too few
     identity = {"tokenizer_digest": corpus.tokenizer.digest, "data_digest": corpus.digest}
@@ -59,7 +61,7 @@ def _train(config: Config, workdir: Path, console: Console) -> None:
         return incidents.pinned(workdir) | {0}  # the state of step 0 may have been imported
 
     workdirs.claim(workdir, config, identity, warn)
-    evaluation = Evaluation(program, corpus, texts)
+    evaluation = Evaluation(program, corpus, texts, benchmarks)
     with Checkpoints(workdir / "checkpoints", config.checkpoint, warn, pinned) as checkpoints:
         while _attempt(program, corpus, evaluation, identity, checkpoints, workdir, console):
             pass
@@ -134,7 +136,7 @@ class Trainer:
         self.total = self.config.total_steps
         self.peak = peak_flops(self.program.setup.mesh.devices.flat)
 
-    def advance(self, state: TrainState, start: int, unjudged: dict[str, data.PackedSplit]) -> TrainState:
+    def advance(self, state: TrainState, start: int, unjudged: dict[str, Judge]) -> TrainState:
         """Takes the steps after `start` to the end; before that, the sets in `unjudged` judge the state of `start`.
 
         On return the last checkpoint is on the disk.
@@ -205,7 +207,7 @@ class Trainer:
             self.checkpoints.wait()
             raise
 
-    def _evaluate(self, step: int, state: TrainState, sets: dict[str, data.PackedSplit]) -> None:
+    def _evaluate(self, step: int, state: TrainState, sets: dict[str, Judge]) -> None:
         self.evaluation.run(step, state, sets, self.logger, functools.partial(self.request.answer, step))
 
     def save(self, step: int, state: TrainState) -> None:
