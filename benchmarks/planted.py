@@ -87,7 +87,8 @@ def train(arguments: argparse.Namespace) -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     drawn = draw(arguments.seed, arguments.runs)
     (arguments.work / "draw.json").write_text(json.dumps({"seed": arguments.seed, "runs": drawn}, indent=1))
-    left = [planted for planted in drawn if not (arguments.work / f"{planted['run']:03d}.trained").exists()]
+    index, parts = map(int, arguments.part.split("/"))
+    left = [each for each in drawn[index::parts] if not (arguments.work / f"{each['run']:03d}.trained").exists()]
     print(f"{len(left)} of {len(drawn)} runs are left, of 15 to 30 seconds each on one core", flush=True)
     for planted in left:
         started = time.monotonic()
@@ -309,6 +310,7 @@ def main() -> int:
     training.add_argument("--runs", type=int, default=RUNS)
     training.add_argument("--data", type=Path, required=True)
     training.add_argument("--work", type=Path, required=True)
+    training.add_argument("--part", default="0/1", help="i/n: every n-th run from i on, for n processes")
     training.set_defaults(run=train)
     judging_ = commands.add_parser("judge")
     judging_.add_argument("--work", type=Path, required=True)
