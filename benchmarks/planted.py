@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.planting import judging
-from benchmarks.planting.faults import FAULTS, Planting
+from benchmarks.planting.faults import FAULTS, Planting, gain_place
 from benchmarks.planting.ground import draw_ground
 from jaxstab.train.config import default_config
 
@@ -286,13 +286,26 @@ def _judged(planted: dict[str, Any], work: Path) -> dict[str, Any]:
         return line
     twin = _twin(workdir) if planted["first"] == 1 else None
     line["effect"] = judging.effect(workdir, planted, twin)
-    line["verdict"] = judging.verdict(planted, line["said"])
+    line["verdict"] = judging.verdict(planted | _gain(planted, workdir), line["said"])
     if twin:
         line["twin"] = judging.answer(twin)
     else:
         copy = judging.as_it_stood(workdir, planted["first"] - 1, workdir.with_name(workdir.name + "-before"))
         line["before"] = judging.answer(copy)
     return line
+
+
+def _gain(planted: dict[str, Any], workdir: Path) -> dict[str, Any]:
+    """The place of a gain that was planted, which its model has by number."""
+    from jaxstab.config import from_flat
+    from jaxstab.train.config import Config
+    from jaxstab.train.program import build
+
+    if planted["fault"] != "gain":
+        return {}
+    config = from_flat(Config, json.loads((workdir / "config.json").read_text())["config"])
+    role, layer = gain_place(build(config, 0).abstract_state.raw, planted["norm"])
+    return {"role": role, "layer": layer}
 
 
 def report(arguments: argparse.Namespace) -> None:

@@ -165,27 +165,27 @@ def draw_gain(random: Random, ground: Ground) -> Drawn:
     return _step(random, ground) | {"norm": float(random.random()), "factor": between(random, 3, 15)}
 
 
+def gain_place(raw: Any, fraction: float) -> tuple[str, int | None]:
+    """The gain that stands at a fraction of all gains: its path, and its layer or None."""
+    import jax
+
+    from jaxstab.table import path_of
+
+    leaves = [(path_of(path), array) for path, array in jax.tree_util.tree_leaves_with_path(raw)]
+    gains = [(path, array) for path, array in leaves if "norm" in path and path.endswith("/scale")]
+    places = [(path, layer) for path, array in gains for layer in (range(len(array)) if array.ndim > 1 else [None])]
+    return places[int(fraction * len(places))]
+
+
 def plant_gain(fault: Drawn, corpus: Path) -> Planting:
     def change(state: Any) -> Any:
-        import jax
+        path, layer = gain_place(state.raw, fault["norm"])
+        place = slice(None) if layer is None else layer
 
-        gains = [
-            (_parts(path), array)
-            for path, array in jax.tree_util.tree_leaves_with_path(state.raw)
-            if any("norm" in part for part in _parts(path)) and _parts(path)[-1] in ("scale", "kernel", "weight")
-        ]
-        counts = [array.shape[0] if array.ndim > 1 else 1 for _, array in gains]
-        index = int(fault["norm"] * sum(counts))
-        for (parts, array), count in zip(gains, counts, strict=True):
-            if index < count:
-                fault.update(role=next(part for part in parts if "norm" in part))
-                fault.update(layer=index if array.ndim > 1 else None)
-                place = _at(fault)
-                leaf: Callable[[list[str], Any], bool] = lambda each, _, parts=parts: each == parts  # noqa: E731
-                multiplied: Callable[[Any], Any] = lambda each, place=place: each.at[place].multiply(fault["factor"])  # noqa: E731
-                return state._replace(raw=_changed(state.raw, leaf, multiplied))
-            index -= count
-        raise ValueError("no gain has this number")
+        def multiply(array: Any) -> Any:
+            return array.at[place].multiply(fault["factor"])
+
+        return state._replace(raw=_changed(state.raw, lambda parts, _: "/".join(parts) == path, multiply))
 
     return _once(fault, change)
 

@@ -19,7 +19,8 @@ NEAR = 5  # steps
 HARM = 4.0  # standard errors that the loss has to rise by, and at least RISE nats
 RISE = 0.05
 
-# Which of the tool's words are right for a fault. The first is the best; each of the others is as true of it.
+# Which of the tool's words are right for a fault. Several are where a fault is planted by something that has a name of
+# its own: logits grow because weights are changed from outside, and a run that goes on without its moments has lost them.
 WORDS: dict[str, tuple[str, ...]] = {
     "matrix": ("weights_changed",),
     "rows": ("weights_changed",),
@@ -27,18 +28,18 @@ WORDS: dict[str, tuple[str, ...]] = {
     "gain": ("weights_changed",),
     "moment": ("optimizer_state",),
     "gradient": ("gradient_corrupted",),
-    "nan": ("nonfinite",),
+    "nan": ("nonfinite", "gradient_corrupted"),
     "rate glitch": ("rate_off_schedule",),
-    "rate too high": ("rate_too_high",),
-    "decay": ("decay_too_strong",),
-    "embedding": ("embedding_scale",),
-    "attention logits": ("attention_logits",),
-    "output logits": ("output_logits",),
+    "rate too high": ("learning_rate",),
+    "decay": ("weight_decay",),
+    "embedding": ("embedding_scale", "weights_changed"),
+    "attention logits": ("attention_logits", "weights_changed"),
+    "output logits": ("output_logits", "weights_changed"),
     "repeated data": ("data",),
     "foreign data": ("data",),
-    "resumed without moments": ("bad_resume",),
-    "resumed at another position": ("bad_resume",),
-    "resumed at another rate": ("bad_resume",),
+    "resumed without moments": ("resume", "optimizer_state"),
+    "resumed at another position": ("resume", "data"),
+    "resumed at another rate": ("resume", "rate_off_schedule"),
 }
 
 
@@ -130,7 +131,12 @@ def verdict(fault: dict[str, Any], said: dict[str, Any]) -> str:
 
 def _placed(fault: dict[str, Any], cause: dict[str, Any]) -> bool:
     """Whether a cause has the fault's place, as far as the fault has one."""
-    return all(fault.get(key) is None or fault[key] == cause[key] for key in ("role", "layer", "head"))
+    if any(fault.get(key) is not None and fault[key] != cause[key] for key in ("role", "layer")):
+        return False
+    if fault.get("head") is None or cause["head"] is None:
+        return True
+    share = fault["heads"] // fault["kv_heads"]
+    return cause["head"] == fault["head"] or cause["head"] // share == fault["head"]  # a key head, or one that reads it
 
 
 def _near(fault: dict[str, Any], cause: dict[str, Any]) -> bool:
