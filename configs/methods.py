@@ -10,6 +10,11 @@ from typing import Any
 HE = {"init.method": "he", "model.embedding.method": "unit"}
 SMALL = {"init.method": "small", "model.embedding.method": "unit"}
 WESAR = {**HE, "reparam.method": "wesar"}
+MULTIPLIERS = {
+    "reparam.method": "learnable_multipliers",
+    "optimizer.decay_factors": ("gate=0.02",),
+    "optimizer.clip_vectors": False,
+}
 
 METHODS: dict[str, dict[str, Any]] = {
     # Initial scales
@@ -27,6 +32,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "sigma_reparam": {**HE, "reparam.method": "sigma_reparam"},
     "sigma_reparam_post": {**HE, "reparam.method": "sigma_reparam", "model.norm_placement.method": "post"},
     "residual_scaling": {**HE, "reparam.method": "residual_scaling"},
+    # Falcon-LLM Team 2026, its decay and its clipping
+    "multipliers": {**SMALL, **MULTIPLIERS},
+    "multipliers_both": {**SMALL, **MULTIPLIERS, "reparam.learnable_multipliers.shape": "both"},
     # Takase et al. 2025
     "scaled_embed": {"init.method": "megatron", "model.embedding.method": "scaled"},
     "embed_norm": {"init.method": "megatron", "model.embedding.method": "layer_norm"},

@@ -19,8 +19,8 @@ NEAR = 5  # steps
 HARM = 4.0  # standard errors that the loss has to rise by, and at least RISE nats
 RISE = 0.05
 
-# Which of the tool's words are right for a fault. Several are where a fault is planted by something that has a name of
-# its own: logits grow because weights are changed from outside, and a run that goes on without its moments has lost them.
+# Which of the tool's words are right for a fault. There are several where what plants a fault has a name of its own:
+# logits grow because weights are changed from outside, and a run that goes on without its moments has lost them.
 WORDS: dict[str, tuple[str, ...]] = {
     "matrix": ("weights_changed",),
     "rows": ("weights_changed",),

@@ -99,6 +99,11 @@ class OptimizerConfig(Options):
     decay_schedule: str = option(
         "constant", "Weight decay over the run: constant, or falling to 0 at its end.", choices=("constant", "linear")
     )
+    clip_vectors: bool = option(
+        True,
+        "Whether gates, norms and biases are clipped too, and count in the norms that are (Falcon-LLM Team 2026 leave "
+        "multipliers out: gates many matrices feel have large gradients).",
+    )
     clip_on: str = option(
         "raw",
         "The gradient that is clipped: that of the stored parameters, as PyTorch does, or of the effective weights.",
@@ -189,7 +194,15 @@ def build(config: OptimizerConfig, table: Table, steps: int, effective: Table | 
     )
     clipped = effective if effective is not None and config.clip_on == "effective" else table
     project = functools.partial(build_method(config.projection, PROJECTIONS).project, table)
-    return Optimizer(build_method(config.clip, CLIPS)(clipped), update, schedule, project)
+    return Optimizer(_clip(config, clipped), update, schedule, project)
+
+
+def _clip(config: OptimizerConfig, table: Table) -> optax.GradientTransformation:
+    factory = build_method(config.clip, CLIPS)
+    if config.clip_vectors:
+        return factory(table)
+    matrices = jax.tree.map(lambda row: row if row.is_matrix else optax.MaskedNode(), table)
+    return optax.masked(factory(matrices), jax.tree.map(lambda row: row.is_matrix, table))
 
 
 def last_rate(config: OptimizerConfig) -> float:

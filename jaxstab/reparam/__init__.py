@@ -4,6 +4,7 @@ from jaxstab.config import method_section
 from jaxstab.reparam.base import Method, Reparameterization, reparameterize
 from jaxstab.reparam.compose import compose
 from jaxstab.reparam.identity import identity
+from jaxstab.reparam.learnable_multipliers import learnable_multipliers
 from jaxstab.reparam.mlra import mlra
 from jaxstab.reparam.residual_scaling import residual_scaling
 from jaxstab.reparam.rezero import rezero
@@ -19,6 +20,7 @@ METHODS = {
     "residual_scaling": residual_scaling,
     "rezero": rezero,
     "mlra": mlra,
+    "learnable_multipliers": learnable_multipliers,
 }
 
 ReparamConfig = method_section(
@@ -37,6 +39,7 @@ __all__ = [
     "Reparameterization",
     "compose",
     "identity",
+    "learnable_multipliers",
     "linen_moments",
     "mlra",
     "reparameterize",

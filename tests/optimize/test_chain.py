@@ -11,7 +11,7 @@ import pytest
 
 from jaxstab import table
 from jaxstab.config import ConfigError
-from jaxstab.optimize import Hypers, OptimizerConfig, build
+from jaxstab.optimize import CLIPS, Hypers, OptimizerConfig, build
 
 STEPS = 6
 SHAPES = {"layers": {"q": (2, 3, 3), "norm": (2, 3), "gate": (2,)}, "head": (3, 5), "bias": (5,)}
@@ -145,6 +145,29 @@ def test_decay_falls_to_nothing_at_the_end_where_it_is_scheduled():
     last = run(config_of(learning_rate=0.03, weight_decay=0.2, decay_schedule="linear"), gradients=zeros)[-1]
     factor = np.prod([1 - schedule_of(step) * 0.03 * 0.2 * (1 - step / STEPS) for step in range(STEPS)])
     np.testing.assert_allclose(last["head"], START["head"] * factor, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_vectors_stay_out_of_the_clipping_where_they_are_told_to(name):
+    """Matrices are clipped as though there were nothing else, and vectors and gates pass."""
+    clip = dataclasses.replace(OptimizerConfig().clip, method=name)
+    matrices = jax.tree.map(lambda row: row.is_matrix, TABLE)
+    alone = jax.tree.map(lambda row: row if row.is_matrix else None, TABLE)
+    whole, part = (
+        build(config_of(clip=clip, clip_vectors=v), t, STEPS).clip for v, t in ((False, TABLE), (True, alone))
+    )
+    state, other = whole.init(START), part.init(only(matrices, START))
+    for gradient in GRADIENTS:
+        clipped, state = whole.update(gradient, state)
+        expected, other = part.update(only(matrices, gradient), other)
+        jax.tree.map(np.testing.assert_array_equal, only(matrices, clipped), expected)
+        vectors = jax.tree.map(lambda is_matrix: not is_matrix, matrices)
+        jax.tree.map(np.testing.assert_array_equal, only(vectors, clipped), only(vectors, gradient))
+    assert name == "none" or not np.array_equal(clipped["head"], GRADIENTS[-1]["head"])
+
+
+def only(mask, tree):
+    return jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, tree)
 
 
 def decay(method):

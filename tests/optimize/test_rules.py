@@ -256,10 +256,11 @@ def test_every_rule_and_every_option_changes_the_updates():
 
 @pytest.mark.parametrize("rule", OPTIMIZERS)
 @pytest.mark.parametrize("clip", CLIPS)
-def test_state_that_parallels_the_parameters_lies_as_they_do(rule, clip):
+@pytest.mark.parametrize("vectors", [True, False])
+def test_state_that_parallels_the_parameters_lies_as_they_do(rule, clip, vectors):
     mesh = scale.make_mesh(scale.MeshConfig(fsdp=2, tensor=2))
     whole, parameters = scale.replicated(mesh), scale.shardings(TABLE, mesh)
-    values = {"rule": {"method": rule}, "clip": {"method": clip}}
+    values = {"rule": {"method": rule}, "clip": {"method": clip}, "clip_vectors": vectors}
     chain = build(from_config_dict(OptimizerConfig, values), TABLE, 100)
     for transformation in (chain.update, chain.clip):
         state = jax.eval_shape(transformation.init, PARAMETERS)
