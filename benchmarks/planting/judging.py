@@ -37,9 +37,9 @@ WORDS: dict[str, tuple[str, ...]] = {
     "output logits": ("output_logits", "weights_changed"),
     "repeated data": ("data",),
     "foreign data": ("data",),
-    "resumed without moments": ("resume", "optimizer_state"),
-    "resumed at another position": ("resume", "data"),
-    "resumed at another rate": ("resume", "rate_off_schedule"),
+    "resumed without moments": ("bad_resume", "optimizer_state"),
+    "resumed at another position": ("bad_resume", "data"),
+    "resumed at another rate": ("bad_resume", "rate_off_schedule"),
 }
 
 
@@ -131,12 +131,7 @@ def verdict(fault: dict[str, Any], said: dict[str, Any]) -> str:
 
 def _placed(fault: dict[str, Any], cause: dict[str, Any]) -> bool:
     """Whether a cause has the fault's place, as far as the fault has one."""
-    if any(fault.get(key) is not None and fault[key] != cause[key] for key in ("role", "layer")):
-        return False
-    if fault.get("head") is None or cause["head"] is None:
-        return True
-    share = fault["heads"] // fault["kv_heads"]
-    return cause["head"] == fault["head"] or cause["head"] // share == fault["head"]  # a key head, or one that reads it
+    return all(fault.get(key) is None or fault[key] == cause[key] for key in ("role", "layer", "head"))
 
 
 def _near(fault: dict[str, Any], cause: dict[str, Any]) -> bool:
