@@ -7,6 +7,7 @@ import pytest
 
 from jaxstab.diagnose import diagnosed, find_causes
 from jaxstab.diagnose.diagnosis import is_accepted
+from jaxstab.train.journal import Journal, Rollback
 from tests.diagnose.real import BATCH, STEPS, copied, real
 
 AT = 40
@@ -98,6 +99,17 @@ def test_a_rate_off_its_schedule(factor):
     cause = first(real().run(hypers_of=glitch))
     assert (cause.cause, cause.step, cause.last) == ("rate_off_schedule", AT, AT + 2)
     assert f"{factor:.3g} times the schedule's" in cause.evidence[0]
+
+
+def test_the_rate_after_a_roll_back_is_the_journal_s_from_the_checkpoint_on():
+    history = real().run()
+    to, until = 20, 40
+    history.series["train/learning_rate"].values[to:until] *= 0.5
+    journal = Journal((), (Rollback(1, 30, to, (30, 31), 0.5, 0.0, until, "a spike"),))
+    rolled_back = dataclasses.replace(history, journal=journal)
+    del rolled_back.series["train/position"]  # it has batches left out
+    assert first(rolled_back).cause == "none"
+    assert first(dataclasses.replace(history)).cause == "rate_off_schedule"
 
 
 def test_a_batch_that_comes_again_and_one_of_another_text():

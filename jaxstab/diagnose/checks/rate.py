@@ -9,6 +9,7 @@ from jaxstab.config import build_method
 from jaxstab.diagnose.history import History
 from jaxstab.optimize import SCHEDULES
 from jaxstab.optimize.schedules import with_warmup
+from jaxstab.train.journal import Journal
 
 ROUNDING = 1e-4  # of the rate, which is a float32
 
@@ -19,8 +20,14 @@ def expected_rate(history: History, steps: np.ndarray) -> np.ndarray:
         return np.full(len(steps), np.nan)
     options = history.config.optimizer
     shape = with_warmup(build_method(options.schedule, SCHEDULES), options.warmup, history.config.train.steps)
-    factors = np.array([history.journal.rates_after_rollback(int(step))[0] for step in steps], float)
+    factors = np.array([_factor(history.journal, int(step)) for step in steps], float)
     return options.learning_rate * factors * np.array(shape(jnp.asarray(steps - 1)), np.float64)
+
+
+def _factor(journal: Journal, step: int) -> float:
+    """The factor on the rate of a step that is in force: that of the last roll-back to a step before it."""
+    before = [rollback for rollback in journal.rollbacks if rollback.to < step]
+    return before[-1].learning_rate if before and step <= before[-1].until else 1.0
 
 
 def rates_off(history: History) -> tuple[np.ndarray, np.ndarray]:
