@@ -98,6 +98,12 @@ class History:
         return (series.steps, series.values[:, 0]) if series else (np.zeros(0, np.int64), np.zeros(0))
 
     @functools.cached_property
+    def stride(self) -> int:
+        """Steps from one loss to the next: 1, but for logs that have some steps alone."""
+        steps, _ = self.scalar("train/loss")
+        return max(1, int(np.median(np.diff(steps)))) if len(steps) > 1 else 1
+
+    @functools.cached_property
     def config(self) -> Config | None:
         """The saved config; None where there is none, or where it is that of another version."""
         try:

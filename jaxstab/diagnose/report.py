@@ -12,7 +12,8 @@ import numpy as np
 from jaxstab.config import UserError
 from jaxstab.diagnose.diagnosis import Diagnosis, diagnosed
 from jaxstab.diagnose.figures import figures
-from jaxstab.diagnose.history import read_history
+from jaxstab.diagnose.foreign import read_log
+from jaxstab.diagnose.history import History, read_history
 from jaxstab.diagnose.page import page
 from jaxstab.diagnose.sections import as_text, sections
 
@@ -28,7 +29,21 @@ def diagnose(workdir: str | Path) -> Diagnosis:
     Raises:
       UserError: there is no run to read, or the report can't be written.
     """
-    history = read_history(workdir)
+    return report(read_history(workdir))
+
+
+def diagnose_log(path: str | Path, workdir: str | Path | None = None) -> Diagnosis:
+    """The same of another trainer's log; the report goes into `workdir`, or beside the log where none is given.
+
+    Raises:
+      UserError: there is no such log, it has no loss, or the report can't be written.
+    """
+    history = read_log(path)
+    return report(dataclasses.replace(history, workdir=Path(workdir)) if workdir else history)
+
+
+def report(history: History) -> Diagnosis:
+    """Prints and writes the diagnosis of a history; raises UserError where it can't be written."""
     diagnosis = diagnosed(history)
     parts = sections(diagnosis)
     directory = history.workdir / REPORT
@@ -36,7 +51,7 @@ def diagnose(workdir: str | Path) -> Diagnosis:
     below = f"Steps {diagnosis.steps[0]} to {diagnosis.steps[1]}."
     written = page(f"Diagnosis of {diagnosis.workdir}", below, parts, figures(history, marks))
     try:
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         (directory / "diagnose.json").write_text(json.dumps(as_json(diagnosis), indent=1) + "\n")
         (directory / "diagnose.html").write_text(written)
     except OSError as error:

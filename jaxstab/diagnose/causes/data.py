@@ -111,7 +111,7 @@ def odd_batches(history: History) -> list[Cause]:
         log_norm = np.log(norm)
     least_of_one = LEAST_OF_OWN if "train/batch_digest" in history.series else LEAST_OF_ONE
     causes = []
-    for first, last in events(flags, steps, gap=3):
+    for first, last in events(flags, steps, gap=3 * history.stride):
         at, end = int(np.searchsorted(steps, first)), int(np.searchsorted(steps, last))
         jump = loss[at] - center[at]
         usual_norm, spread_norm = (part[0] for part in usual(log_norm, np.array([at]), 48, 8))

@@ -49,9 +49,9 @@ def _trouble(history: History) -> tuple[int, int, float] | None:
     levels = np.array([np.min(loss[max(0, i - KNOWN) : i]) if i else np.inf for i in range(len(loss))])
     with np.errstate(invalid="ignore"):
         high = (loss > levels + max(EXCESS, NOISES * noise)) & (np.arange(len(loss)) >= KNOWN)
-    for first, last in events(high, steps, gap=2):
+    for first, last in events(high, steps, gap=2 * history.stride):
         within = (steps >= first) & (steps <= last)
         excess = loss[within] - trend(history, first, steps[within])
-        if last - first + 1 >= LASTING and np.nanmedian(excess) > max(EXCESS, NOISES * noise):
+        if within.sum() >= LASTING and np.nanmedian(excess) > max(EXCESS, NOISES * noise):
             return first, last, float(np.nanmax(excess))
     return None
