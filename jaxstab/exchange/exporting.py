@@ -149,9 +149,19 @@ def tensors_of(family: Family, source: Source) -> Iterator[tuple[str, np.ndarray
     model = source.config.model
     for modules, listed in groups(pieces(family, read_table(untied(model)))):
         stacks = source.parts(modules)
-        if modules == ENDS and np.array_equal(stacks[EMBEDDING], stacks[HEAD].T):
-            listed = [piece for piece in listed if piece.name != family.head]
+        if modules == ENDS:
+            stacks[EMBEDDING], is_tied = _embedding(family, stacks[EMBEDDING], stacks[HEAD].T)
+            listed = [piece for piece in listed if not (is_tied and piece.name == family.head)]
         for piece in listed:
             arrays = [stacks[row.path] for row in piece.rows]
             arrays = arrays if piece.layer is None else [stack[piece.layer] for stack in arrays]
             yield piece.name, theirs(family, model.heads, piece, arrays)
+
+
+def _embedding(family: Family, embedding_VD: np.ndarray, head_VD: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The embedding as the family stores it, without a constant of its own, and whether the head is the same."""
+    constant = np.float32(family.embedding_constant(embedding_VD.shape[1]))
+    stored_VD = embedding_VD if constant == 1 else embedding_VD / constant
+    # A constant leaves a rounding, which a tied matrix, stored without it, doesn't have.
+    is_tied = np.allclose(stored_VD, head_VD, rtol=0 if constant == 1 else 1e-6, atol=0)
+    return (head_VD if is_tied else stored_VD), is_tied

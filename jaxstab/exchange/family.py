@@ -24,14 +24,16 @@ class Key(NamedTuple):
 
     Attributes:
       theirs, ours: its names, `ours` without "model.".
-      default: its value where config.json lacks it or has null; None where it then says nothing.
+      default: its value where config.json lacks it; None, and null there, say nothing.
       values: {theirs: ours}, where the two name things differently.
+      null: the value of ours that they write as null.
     """
 
     theirs: str
     ours: str
     default: Any = None
     values: Mapping[Any, Any] = {}
+    null: Any = None
 
 
 class Layout(NamedTuple):
@@ -71,6 +73,7 @@ class Family:
       layout: how linear layers lie.
       gates: {their gate: our modules whose matrix, norm and bias it multiplies}, of models that are not merged yet.
       branch: config.json -> a constant on what o_proj and down_proj put out.
+      full_attention: whether config.json has to say that no layer has a sliding window.
       norm_offset: what is added to a stored gain of a norm before it is used.
     """
 
@@ -86,11 +89,14 @@ class Family:
     layout: Layout = TORCH
     gates: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     branch: Callable[[Mapping[str, Any]], float] = lambda theirs: 1.0
+    full_attention: bool = False
     norm_offset: float = 0.0
 
     def model(self, theirs: Mapping[str, Any]) -> ModelConfig:
         """The model that a config.json describes; raises UserError where it isn't one of ours."""
         values = _lifted(theirs)
+        if self.full_attention and not values.get("layer_types"):
+            raise UserError("its config.json has no layer_types, so that layers have sliding windows, unknown here")
         for name, fixed in self.theirs.items():
             if values.get(name, fixed) != fixed:
                 raise UserError(f"its config.json has {name}={values[name]!r}; known is {fixed!r} alone")
@@ -114,9 +120,15 @@ class Family:
         resolved = flatten(_resolved(model))
         written: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type, **self.theirs}
         for key in self.keys:
-            value = resolved[key.ours]
+            value = None if resolved[key.ours] == key.null else resolved[key.ours]
             written[key.theirs] = next((theirs for theirs, ours in key.values.items() if ours == value), value)
-        return _lowered(written)
+        layers = {"layer_types": ["full_attention"] * model.layers} if self.full_attention else {}
+        return _lowered({**written, **layers})
+
+    def embedding_constant(self, width: int) -> float:
+        """What an embedding of this class is multiplied by."""
+        embedding = from_flat(ModelConfig, {key: self.ours[key] for key in self.ours if key.startswith("embedding.")})
+        return build_method(embedding.embedding, EMBEDDINGS).multiplier(1.0, width)
 
     def differences(self, model: ModelConfig) -> list[str]:
         """What keeps a model from this class, as "model.qk_norm=True (not False)"."""
@@ -135,8 +147,7 @@ class Family:
 
 
 def _read(key: Key, values: Mapping[str, Any]) -> Any:
-    value = values.get(key.theirs)
-    value = key.default if value is None else value
+    value = values.get(key.theirs, key.default)
     if value is None or not key.values:
         return value
     if not isinstance(value, str | int | float) or value not in key.values:

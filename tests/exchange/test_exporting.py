@@ -116,6 +116,7 @@ HOMES = [
         {"mlp": "swiglu", "qk_norm": True, "qk_norm_joint": True, "norm_placement": PlacementConfig("reordered")},
         "olmo2",
     ),
+    ({"mlp": "swiglu", "norm_placement": PlacementConfig("peri"), "attention_softcap": 50.0}, "gemma2"),
     ({"mlp": "gelu_tanh", "norm": "layernorm", "positions": "learned", "bias": True, "rope_theta": 5.0}, "gpt2"),
     ({"norm": "layernorm", "positions": "learned", "bias": True, "position_offset": 2}, "opt"),
     ({"norm": "layernorm", "bias": True, "parallel": True, "rotary_fraction": 0.5}, "gpt_neox"),

@@ -15,8 +15,11 @@ from jaxstab.model.transformer import read_table
 SIZES = {"width": 16, "layers": 2, "heads": 2, "vocabulary": 257, "max_length": 16}
 MODELS = {
     "llama": {"mlp": "swiglu", "kv_heads": 1, "mlp_width": 24},
+    "qwen2": {"mlp": "swiglu", "kv_heads": 1},
+    "yulanmini": {"mlp": "swiglu", "qkv_bias": True, "embedding.scaled.factor": 10.0},
     "qwen3": {"mlp": "swiglu", "kv_heads": 1, "head_size": 12},
     "olmo2": {"mlp": "swiglu"},
+    "gemma2": {"mlp": "swiglu", "attention_softcap": 5.0, "tie_embeddings": True},
     "arcee": {"mlp": "relu2", "bias": True},
     "gpt2": {"mlp": "gelu_tanh", "tie_embeddings": True},
     "opt": {"mlp": "relu", "tie_embeddings": True},

@@ -1,5 +1,6 @@
 """Models of `transformers` with random weights, imported: their logits and gradients."""
 
+import dataclasses
 import json
 
 import jax
@@ -42,6 +43,20 @@ MODELS = {
     "arcee, gelu": ("Arcee", {**LLAMA, "hidden_act": "gelu"}),
     "qwen2": ("Qwen2", LLAMA),
     "qwen3": ("Qwen3", {**LLAMA, "head_dim": 12}),
+    "gemma2": (
+        "Gemma2",
+        {
+            **LLAMA,
+            "hidden_activation": "silu",
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": None,
+            "layer_types": ["full_attention"] * 3,
+            "pad_token_id": None,
+            "attn_implementation": "eager",
+        },
+    ),
     "olmo2": ("Olmo2", {**LLAMA, "pad_token_id": None}),
 }
 HEADS = {"GPT2": "GPT2LMHeadModel"}
@@ -77,7 +92,8 @@ def test_logits_and_gradients(saved):
         log_p = jax.nn.log_softmax(Transformer(found.model).apply({"params": weights}, jnp.asarray(TOKENS)))
         return -jnp.mean(jnp.take_along_axis(log_p[:, :-1], jnp.asarray(TOKENS)[:, 1:, None], -1))
 
-    gradients = jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(weights))
+    gradients = jax.tree.map(np.array, jax.jit(jax.grad(loss))(weights))
+    gradients["embed_tokens"]["embedding"] *= found.family.embedding_constant(found.model.width)
     if found.model.tie_embeddings:
         gradients["embed_tokens"]["embedding"] = (
             gradients["embed_tokens"]["embedding"] + gradients["lm_head"]["kernel"].T
@@ -85,13 +101,12 @@ def test_logits_and_gradients(saved):
     output.loss.backward()
     given = dict(model.named_parameters())
     given |= {"embed_out.weight": given.get("lm_head.weight")}  # Pythia's head has another name in files
+    family = dataclasses.replace(found.family, norm_offset=0.0)  # a gradient has none
     for piece in found.places:
         stacks = [leaf(gradients, row.path) for row in piece.rows]
         arrays = [stack if piece.layer is None else stack[piece.layer] for stack in stacks]
         expected = given[piece.name].grad.numpy()
-        np.testing.assert_allclose(
-            theirs(found.family, found.model.heads, piece, arrays), expected, atol=1e-6, rtol=2e-4
-        )
+        np.testing.assert_allclose(theirs(family, found.model.heads, piece, arrays), expected, atol=1e-6, rtol=2e-4)
 
 
 def test_and_back(saved, tmp_path):
@@ -103,7 +118,10 @@ def test_and_back(saved, tmp_path):
     before = type(model).from_pretrained(folder).state_dict()
     assert again.keys() == before.keys()
     for name, tensor in before.items():
-        assert torch.equal(again[name], tensor), name
+        if type(model).__name__ == "Gemma2ForCausalLM":  # gains less 1, and an embedding with a constant, are rounded
+            torch.testing.assert_close(again[name], tensor, rtol=2e-7, atol=1.2e-7)
+        else:
+            assert torch.equal(again[name], tensor), name
     files = [[load_file(file) for file in each.glob("*.safetensors")] for each in (folder, tmp_path / "out")]
     assert set().union(*files[0]) == set().union(*files[1])
 
