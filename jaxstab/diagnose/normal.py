@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.lib.stride_tricks import sliding_window_view
 
-from jaxstab.diagnose.history import History, Series, usual
+from jaxstab.diagnose.history import CHUNK, History, Series, usual
 from jaxstab.diagnose.place import Place, place_in_stack
 
 NEAR = 8  # values before whose median is where a measurement is: chosen, short enough for the first fall of a gradient
@@ -59,10 +59,16 @@ def _median(values: np.ndarray) -> np.ndarray:
 
 
 def _largest_before(sizes: np.ndarray) -> np.ndarray:
+    """The largest of the PAST values before each; NaN where fewer than LEAST are known. A part of the steps at once."""
     padded = np.concatenate([np.full((PAST, sizes.shape[1]), np.nan), sizes])
     windows = sliding_window_view(padded, PAST, axis=0)[:-1]
-    enough = np.isfinite(windows).sum(-1) >= LEAST
-    return np.where(enough, np.where(np.isfinite(windows), windows, -np.inf).max(axis=-1), np.nan)
+    largest = np.full(sizes.shape, np.nan)
+    for start in range(0, len(sizes), CHUNK):
+        part = windows[start : start + CHUNK]
+        known = np.isfinite(part)
+        largest_known = np.where(known, part, -np.inf).max(axis=-1)
+        largest[start : start + CHUNK] = np.where(known.sum(-1) >= LEAST, largest_known, np.nan)
+    return largest
 
 
 def trend(history: History, step: int, after: np.ndarray) -> np.ndarray:

@@ -53,7 +53,8 @@ def escape(text: object) -> str:
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table of cells in HTML."""
-    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
+    names = [escape(cell) for cell in head]
+    lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in names) + "</tr>"] if any(names) else []
     lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
     return "<table>\n" + "\n".join(lines) + "\n</table>"
 

@@ -18,6 +18,7 @@ import pytest
 import main
 from jaxstab.config import UserError
 from jaxstab.data import Batches
+from jaxstab.diagnose import find_causes, read_history
 from jaxstab.logging import in_force, read_measurements, read_metrics
 from jaxstab.stability import StabilityConfig
 from jaxstab.train import incidents, journal, recovery, step_io
@@ -108,6 +109,13 @@ def test_a_rolled_back_run_is_the_run_from_which_the_batches_were_left_out(tiny,
     (entry,) = map(json.loads, (rolled_back / journal.FILE).read_text().splitlines())
     assert (entry["attempt"], entry["step"], entry["to"], entry["skip"]) == (1, 6, 4, [5, 7])
     assert any(path.startswith("reparam/") for path in tiny.arrays(rolled_back))
+
+
+def test_no_identity_is_broken_by_a_roll_back(rolled_back):
+    """Neither its checkpoint's state, nor the batches that it leaves out, nor its rate is a fault."""
+    history = read_history(rolled_back)
+    assert history.seams and history.journal.rollbacks and history.sketches("weight")
+    assert [each.cause for each in find_causes(history)] == ["none"]
 
 
 def test_what_the_abandoned_branch_came_to_stays_on_record(tiny, rolled_back):
