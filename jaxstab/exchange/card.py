@@ -92,7 +92,7 @@ def _data(config: Config) -> str:
     batch = config.train.batch_size * data.length
     return (
         f"Source `{data.source}` ({where}), tokenizer `{Path(data.tokenizer).name}`, {batch:,} tokens a step in "
-        f"sequences of {data.length}, {config.train.accumulation} micro-batches a batch, data seed {data.seed}."
+        f"sequences of {data.length}, micro-batches a batch: {config.train.accumulation}, data seed {data.seed}."
     )
 
 
