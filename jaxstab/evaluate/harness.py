@@ -62,7 +62,9 @@ def adapter(lm: LanguageModel, shown: Callable[[str], Shown] = lambda title: ite
             return self._loglikelihood_of([Request(context, continuation) for _, context, continuation in requests])
 
         def _loglikelihood_of(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-            return [(*each,) for each in score(lm, requests, shown("likelihoods"))]
+            cut = sum(len(context) + len(continuation) > lm.max_length + 1 for context, continuation in requests)
+            told = f" ({cut:,} of {len(requests):,} prompts lose their beginning)" if cut else ""
+            return [(*each,) for each in score(lm, requests, shown(f"likelihoods{told}"))]
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
             texts = [lm.encode(request.args[0]) for request in requests]

@@ -119,6 +119,18 @@ def test_likelihoods_are_those_of_the_harness_s_own_model(models):
     np.testing.assert_allclose(rolling, hf.loglikelihood_rolling(asked("loglikelihood_rolling", texts)), rtol=1e-5)
 
 
+def test_prompts_that_are_cut_are_told(trained):
+    lm, titles = trained[0], []
+
+    def shown(title):
+        titles.append(title)
+        return iter
+
+    pairs = [("She", " loved"), (" ".join(SENTENCES * 9), " to")]
+    harness.adapter(lm, shown).loglikelihood(asked("loglikelihood", pairs))
+    assert titles == ["likelihoods (1 of 2 prompts lose their beginning)"]
+
+
 def test_texts_are_those_of_the_harness_s_own_model(models):
     lm, hf = models
     options = [{"until": [until], "max_gen_toks": 20, "do_sample": False} for until in (".", " play")]
