@@ -70,6 +70,17 @@ def test_queries_and_keys_of_one_layer_for_several_steps():
     assert [(each.cause, each.layer, each.step, each.last) for each in causes] == [("attention_logits", 1, AT, AT + 8)]
 
 
+def test_a_head_that_drifts_for_many_steps_moves_the_output_logits():
+    run = real()
+
+    def drifting(step, state):
+        return run.written(state, "lm_head", lambda w: 1.08 * w) if AT <= step < AT + 20 else state
+
+    causes = find_causes(run.run(state_of=drifting))
+    assert [(each.cause, each.role, each.step) for each in causes] == [("output_logits", "lm_head", AT)]
+    assert causes[0].last == AT + 19 and "log Z went from" in causes[0].evidence[-1]
+
+
 @pytest.mark.parametrize(("kind", "name", "layer"), [("mu", "o_proj", 2), ("nu", "k_proj", 0), ("mu", "lm_head", None)])
 @pytest.mark.parametrize("factor", [0.0, 0.9, 100.0])
 def test_a_moment_that_was_lost_or_scaled(kind, name, layer, factor):

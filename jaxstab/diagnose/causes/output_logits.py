@@ -11,6 +11,8 @@ import math
 import numpy as np
 
 from jaxstab.diagnose.causes.base import Advice, Cause, Kind
+from jaxstab.diagnose.causes.weights_changed import changed, drifts_logits, told
+from jaxstab.diagnose.checks import Event
 from jaxstab.diagnose.history import History
 
 FAR = 5.0  # times log V: chosen; 12 healthy runs of 150 to 220 steps stay under 1.6, with and without z-loss
@@ -18,6 +20,19 @@ LASTING = 20  # steps: chosen
 
 
 def find(history: History) -> list[Cause]:
+    """Drifts of lm_head from outside, then logits that went far by themselves."""
+    changes = [each for each in history.once(changed) if drifts_logits(history, each)]
+    return [_changed(history, each) for each in changes] + _far(history)
+
+
+def _changed(history: History, event: Event) -> Cause:
+    steps, log_z = history.scalar("train/log_z")
+    within = log_z[(steps >= event.first - 1) & (steps <= event.last)]
+    evidence = (*told(event), f"log Z went from {within[0]:.3g} to {within[-1]:.3g} over it")
+    return Cause("output_logits", "lm_head", None, None, event.first, event.last, evidence, certainty="identity")
+
+
+def _far(history: History) -> list[Cause]:
     steps, log_z = history.scalar("train/log_z")
     vocabulary = history.saved.get("model.vocabulary") or 32_000
     limit = FAR * math.log(vocabulary)
@@ -44,7 +59,7 @@ def find(history: History) -> list[Cause]:
 
 
 def advice(history: History, cause: Cause) -> list[Advice]:
-    if history.saved.get("train.z_loss", 1e-4):
+    if cause.is_exact or history.saved.get("train.z_loss", 1e-4):
         return []
     return [Advice("train.z_loss=0.0001", "pulls log Z to zero (PaLM; Wortsman et al. 2023)")]
 

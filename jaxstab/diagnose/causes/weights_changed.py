@@ -16,12 +16,15 @@ from jaxstab.table import Row
 
 BY_CHANCE = 5.0  # standard deviations of the norm of a drawn matrix, 1/√(2n) of it, and 1% for rounding: chosen
 BY_LAYER = 10.0  # robust standard deviations over layers, and 5%: chosen, where no initial scale is known
+DRIFT, LOG_Z = 10, 1.0  # steps and nats: chosen; what changes the head so long and moves log Z so far is a drift of it
 MOST_SENTENCES = 4
 
 
 def find(history: History) -> list[Cause]:
     """What began off its initial scale, then every change from outside but that of a layer's queries and keys."""
-    changes = [each for each in history.once(changed) if not queries_and_keys(each)]
+    changes = [
+        each for each in history.once(changed) if queries_and_keys(each) is None and not drifts_logits(history, each)
+    ]
     off = [each for each in history.once(off_initial_scale) if each[0][0] != "embed_tokens" or each[1] > 1]
     is_own = off and pair_of([place for place, *_ in off]) is None
     return ([_began_off(off)] if is_own else []) + [_cause(each) for each in changes]
@@ -36,6 +39,15 @@ def changed(history: History) -> list[Event]:
 def queries_and_keys(event: Event) -> int | None:
     """The layer whose queries and keys changed together, and most of all; None where it is another change."""
     return pair_of(event.places)
+
+
+def drifts_logits(history: History, event: Event) -> bool:
+    """Whether an event is lm_head alone, for DRIFT steps or more, in which log Z moved by more than LOG_Z."""
+    if set(event.places) != {("lm_head", None)} or event.steps < DRIFT:
+        return False
+    steps, log_z = history.scalar("train/log_z")
+    within = log_z[(steps >= event.first - 1) & (steps <= event.last)]
+    return len(within) > 1 and bool(abs(within[-1] - within[0]) > LOG_Z)
 
 
 def pair_of(places: Sequence[Place]) -> int | None:
