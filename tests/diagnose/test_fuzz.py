@@ -23,6 +23,7 @@ def _warnings_are_errors():
         yield
 
 
+@pytest.mark.slow
 def test_random_histories_are_diagnosed():
     causes = collections.Counter()
     for seed in range(HISTORIES):
