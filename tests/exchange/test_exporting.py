@@ -35,6 +35,7 @@ def exported(folder):
     return {name: array for file in files for name, array in load_file(file).items()}, [file.name for file in files]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
 def test_the_same_tensors_come_back(tmp_path, runs, kind, monkeypatch):
     monkeypatch.setattr(exporting, "SHARD", 12_000)
@@ -69,6 +70,7 @@ def test_no_more_than_a_stack_is_read_at_once(tmp_path, runs, monkeypatch):
     assert len(sizes) > 5 and max(sizes) == 2 * arrays["lm_head.weight"].size
 
 
+@pytest.mark.slow
 def test_a_trained_run_and_its_card(tmp_path, runs, capsys):
     assert runs.run(tmp_path / "run", "--config.model.mlp=relu", "--config.model.embedding.method=scaled") == 0
     capsys.readouterr()

@@ -78,6 +78,7 @@ def test_bfloat16_and_names_without_their_prefix(tmp_path):
     np.testing.assert_array_equal(weights["lm_head"]["kernel"], wide["transformer.wte.weight"].T)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_it_without_a_config_and_resumes_bitwise(tmp_path, runs, capsys):
     """In two commands; what is trained is the imported model, and a run that lost its end takes it again."""
     tensors = theirs.write(tmp_path / "model", shards=3)
