@@ -1,8 +1,8 @@
 """A learning rate that is too high for the method at hand: the loss says so, not how far matrices moved.
 
 Matrices that start small grow by half in healthy runs, and a run may be better at sixty times its rate; what tells is
-that a model is worse than when it began, that nothing is left of its initial weights, that it was moved far and learned
-nothing, or lost what it had learned.
+that a model unlearned within its first steps, that it was moved far and learned nothing, or lost what it had learned.
+How far matrices grew tells their initial scale: a small one grows thirtyfold in a healthy run.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ LEAST_LOSSES = 60  # chosen: with fewer no rise is looked for
 # 12 healthy runs knew more than frequencies when they had moved by 0.3.
 MOVED = 3.0
 UNTAUGHT = 0.05  # nats below the loss of token frequencies: chosen; less than that is nothing learned
-GROWN, WITHIN = (
-    10.0,
-    100,
-)  # times its norm and steps: of the median matrix, a hundredth of its square is then what it was
-LOST = 0.5  # nats above the first loss for LOSING steps: chosen; a model is never taught to be worse than untaught
-LOSING = 3
+EARLY = 100  # steps: chosen, in which a model falls steeply, and a rate comes to its peak
+LOST, LOSING = (
+    0.5,
+    5,
+)  # nats above the least loss so far, for as many steps in a row: chosen, above the noise of batches
 WHOLE = 1.0  # ‖ΔW̄‖ / ‖W̄‖ of the median matrix in one step: the update is as large as the matrix
 
 
 def find(history: History) -> list[Cause]:
     """The first of the ways in which it shows."""
-    return _whole(history) or _worse(history) or _outgrown(history) or _untaught(history) or _rising(history)
+    return _whole(history) or _worse(history) or _untaught(history) or _rising(history)
 
 
 def advice(history: History, cause: Cause) -> list[Advice]:
@@ -70,34 +69,23 @@ def _whole(history: History) -> list[Cause]:
 
 
 def _worse(history: History) -> list[Cause]:
-    """A loss above the first one for several steps in a row, among the first steps, where a rate is at its highest."""
+    """A loss that rose again for several steps in a row, among the first steps, where a healthy one only falls."""
     steps, loss = history.scalar("train/loss")
-    early = loss[: WITHIN + 1]
+    early = loss[:EARLY]
     if len(early) <= LOSING or steps[0] != 1 or history.once(odd_batches):
         return []
+    finite = np.where(np.isfinite(early), early, np.inf)
+    least = np.minimum.accumulate([np.median(finite[max(0, i - SMOOTH + 1) : i + 1]) for i in range(len(early))])
     with np.errstate(invalid="ignore"):
-        lost = np.convolve(early > early[0] + LOST, np.ones(LOSING, int), "valid") == LOSING
+        lost = np.convolve(early > least + LOST, np.ones(LOSING, int), "valid") == LOSING
     if not lost.any():
         return []
-    step = int(steps[lost.argmax()])
-    sentence = f"the loss is {np.nanmax(early):.3g} at its highest in the first steps, {early[0]:.3g} at the first"
-    return [_cause(history, step, sentence)]
-
-
-def _outgrown(history: History) -> list[Cause]:
-    """Matrices that outgrew what they began with, within few steps."""
-    steps, _, norms = columns(history.measured("norm_effective") or history.measured("norm"))
-    if len(norms) < 2:
-        return []
-    with np.errstate(divide="ignore", invalid="ignore"):
-        span = min(WITHIN, len(norms) - 1)
-        factors = np.median(norms[span:] / norms[:-span], axis=1)
-    far = np.flatnonzero(factors > GROWN)
-    if not len(far):
-        return []
-    first, factor = int(steps[far[0]]), float(factors[far[0]])
-    sentence = f"the median matrix grew to {factor:.3g} times its norm between steps {first} and {steps[far[0] + span]}"
-    return [_cause(history, first, sentence)]
+    at = int(lost.argmax())
+    sentence = (
+        f"the loss rose from {least[at]:.3g} to {np.nanmax(early[at : at + LOSING]):.3g} within the first "
+        f"{at + LOSING} steps, {LOSING} of them in a row above it by {LOST:g} nats"
+    )
+    return [_cause(history, int(steps[at]), sentence)]
 
 
 def _untaught(history: History) -> list[Cause]:
