@@ -24,10 +24,8 @@ LEAST_LOSSES = 60  # chosen: with fewer no rise is looked for
 MOVED = 3.0
 UNTAUGHT = 0.05  # nats below the loss of token frequencies: chosen; less than that is nothing learned
 EARLY = 100  # steps: chosen, in which a model falls steeply, and a rate comes to its peak
-LOST, LOSING = (
-    0.5,
-    5,
-)  # nats above the least loss so far, for as many steps in a row: chosen, above the noise of batches
+SMOOTH = 9  # losses whose median is a level among them: chosen, more than a few easy batches
+LOST, LOSING = 0.5, 5  # nats above the least level so far, for as many steps in a row: chosen, above batches' noise
 WHOLE = 1.0  # ‖ΔW̄‖ / ‖W̄‖ of the median matrix in one step: the update is as large as the matrix
 
 
