@@ -157,8 +157,10 @@ def scores(lines: list[dict[str, Any]]) -> str:
         if those:
             rows.append(_row(name, those, kinds))
     shows = [line for line in planted if line["effect"]["shows"]]
+    harmless = [line for line in planted if line not in shows and line["planted"]["first"] == 1]
     rows.append(_row("**shows in the loss**", shows, kinds))
-    rows.append(_row("**doesn't**", [line for line in planted if line not in shows], kinds))
+    rows.append(_row("**doesn't**", [line for line in planted if line not in shows and line not in harmless], kinds))
+    rows.append(_row("a setting no worse than its twin's, where silence is right too", harmless, kinds))
     looks = {
         "healthy runs": [line["said"] for line in lines if line["planted"]["fault"] == "none"],
         "runs one step before their fault": [line["before"] for line in planted if line.get("before")],

@@ -20,7 +20,7 @@ NOISES = 8.0  # robust standard deviations of the loss from its own level, over 
 LEVEL = 21  # losses whose median is the level: chosen
 LEAST_LOSSES = 60  # chosen: with fewer no rise is looked for
 # What the median matrix moved, of its norm, summed over the run: by three times itself it has forgotten where it began.
-# 12 healthy runs knew more than frequencies when they had moved by 0.3.
+# Nine healthy runs knew more than frequencies when they had moved by 0.3.
 MOVED = 3.0
 UNTAUGHT = 0.05  # nats below the loss of token frequencies: chosen; less than that is nothing learned
 EARLY = 100  # steps: chosen, in which a model falls steeply, and a rate comes to its peak
