@@ -308,6 +308,36 @@ def _gain(planted: dict[str, Any], workdir: Path) -> dict[str, Any]:
     return {"role": role, "layer": layer}
 
 
+# Following its advice.
+
+
+def advise(arguments: argparse.Namespace) -> None:
+    """Trains runs that were given advice once more with it, up to three for each cause, and tells how they end."""
+    lines = [json.loads(line) for line in arguments.answers.read_text().splitlines()]
+    given = [line for line in lines if line["said"].get("advice")]
+    by_cause: dict[str, list[dict[str, Any]]] = {}
+    for line in given:
+        by_cause.setdefault(line["said"]["causes"][0]["cause"], []).append(line)
+    chosen = [line for each in by_cause.values() for line in each[:3]]
+    print(f"{len(given)} of {len(lines)} runs were given advice; {len(chosen)} are trained with it", flush=True)
+    with arguments.out.open("w") as file:
+        for line in chosen:
+            file.write(json.dumps(_advised(line, arguments)) + "\n")
+            file.flush()
+    print(judging.advice_table([json.loads(line) for line in arguments.out.read_text().splitlines()]))
+
+
+def _advised(line: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    planted, advice = line["planted"], line["said"]["advice"][0]
+    keys = dict(pair.split("=", 1) for pair in advice.split())
+    workdir = arguments.work / f"{planted['run']:03d}"
+    advised = workdir.with_name(workdir.name + "-advised")
+    code = _child(planted | {"config": planted.get("config", {}) | keys}, advised, arguments)
+    ends = {"before": judging.last_loss(workdir), "advised": judging.last_loss(advised) if code == 0 else None}
+    cause = line["said"]["causes"][0]["cause"]
+    return {"run": planted["run"], "fault": planted["fault"], "cause": cause, "advice": advice, "exit": code, **ends}
+
+
 def report(arguments: argparse.Namespace) -> None:
     """Prints the tables of each file of results."""
     for path in arguments.files:
@@ -329,6 +359,12 @@ def main() -> int:
     judging_.add_argument("--work", type=Path, required=True)
     judging_.add_argument("--out", type=Path, required=True)
     judging_.set_defaults(run=judge)
+    advising = commands.add_parser("advise")
+    advising.add_argument("--answers", type=Path, required=True, help="what judge wrote")
+    advising.add_argument("--data", type=Path, required=True)
+    advising.add_argument("--work", type=Path, required=True)
+    advising.add_argument("--out", type=Path, required=True)
+    advising.set_defaults(run=advise)
     reporting = commands.add_parser("report")
     reporting.add_argument("files", type=Path, nargs="+")
     reporting.set_defaults(run=report)

@@ -147,6 +147,22 @@ def alarmed(said: dict[str, Any]) -> bool:
     return bool(said.get("error")) or any(cause["cause"] not in ("none", "not_known") for cause in said["causes"])
 
 
+def last_loss(workdir: Path) -> float | None:
+    """The mean loss of the last 40 steps; None where it isn't finite."""
+    loss = losses(workdir)
+    return _rounded(_mean(loss, sorted(loss)[-40:]))
+
+
+def advice_table(rows: list[dict[str, Any]]) -> str:
+    """What following the first advice did, run by run, in Markdown."""
+    table = ["| told | planted | advice | loss at the end | with the advice | better by |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        before, advised = row["before"], row["advised"]
+        gain = "" if None in (before, advised) else f"{before - advised:+.3f}"
+        table.append(f"| {row['cause']} | {row['fault']} | `{row['advice']}` | {before} | {advised} | {gain} |")
+    return "\n".join(table)
+
+
 def scores(lines: list[dict[str, Any]]) -> str:
     """The tables of a draw, in Markdown: by fault, and of false alarms with their interval."""
     kinds = ("right", "near", "silent", "misleading", "fell over")
