@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 from absl import flags
 
 CACHE = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
@@ -33,3 +34,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Grain reads absl's flags, which only a program's main function parses.
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _let_go_of_programs():
+    """Programs go with the file that compiled them.
+
+    Each holds dozens of mappings of memory, of which Linux gives a process 65,530: with the programs of a thousand
+    tests XLA crashes where it loads the next.
+    """
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
