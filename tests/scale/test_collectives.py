@@ -44,6 +44,7 @@ def step_of(**mesh):
 def test_replicas_add_their_gradients_up_once_a_step():
     program, sent = step_of(replica=8)
     parameters = 4 * count(program.setup.stored_table)
+    assert sent.pop("all-reduce u32") == {"count": 1, "bytes": 4}  # the digest of the batch
     assert list(sent) == ["all-reduce f32"]
     assert parameters <= sent["all-reduce f32"]["bytes"] <= parameters + 1000, sent
 
@@ -52,7 +53,7 @@ def test_replicas_add_their_gradients_up_once_a_step():
 def test_sums_over_devices_are_float32_under_bf16(mesh):
     _, sent = step_of(**mesh)
     sums = [kind for kind in sent if kind.startswith(("all-reduce", "reduce-scatter"))]
-    assert sums and all(kind.endswith(("f32", "s32", "pred")) for kind in sums), sent
+    assert sums and all(kind.endswith(("f32", "s32", "u32", "pred")) for kind in sums), sent
 
 
 def test_the_gradient_of_lm_head_is_summed_over_devices_once_a_micro_batch_and_not_once_a_chunk():
