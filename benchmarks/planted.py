@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.planting import judging
 from benchmarks.planting.faults import FAULTS, Planting, gain_place
 from benchmarks.planting.ground import draw_ground
+from jaxstab.table import path_of
 from jaxstab.train.config import default_config
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +104,7 @@ def _train_one(planted: dict[str, Any], arguments: argparse.Namespace) -> list[i
     if planted["stop_at"]:
         codes.append(_child(planted | {"fault": "none"}, workdir, arguments, ["--stop", str(planted["stop_at"])]))
     codes.append(_child(planted, workdir, arguments))
-    if planted["first"] == 1 if "first" in planted else False:
+    if planted.get("first") == 1:
         codes.append(_child({**planted, "fault": "none", "config": {}}, _twin(workdir), arguments))
     return codes
 
@@ -249,7 +250,7 @@ def _bad_gradients(change: Callable[[str, Any], Any]) -> Iterator[None]:
         gradients, *rest = original(*arguments)
 
         def leaf(path: Any, gradient: Any) -> Any:
-            return change(jax.tree_util.keystr(path, simple=True, separator="/"), gradient)
+            return change(path_of(path), gradient)
 
         return jax.tree_util.tree_map_with_path(leaf, gradients), *rest
 

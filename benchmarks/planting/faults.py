@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.planting.ground import between, choose
+from jaxstab.table import path_of
 
 Random = np.random.Generator
 Ground = dict[str, Any]
@@ -78,14 +79,8 @@ def _hidden(random: Random, ground: Ground) -> Drawn:
     return {"role": str(random.choice(HIDDEN)), "layer": int(random.integers(ground["model.layers"]))}
 
 
-def _parts(path: Any) -> list[str]:
-    import jax
-
-    return jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-
-
 def _main_leaf(parts: list[str], role: str) -> bool:
-    """Whether a leaf is the stored matrix of a role: its largest array, whatever a reparameterization calls it."""
+    """Whether a leaf is of a role, and none of the vectors and scalars that stand beside its matrix."""
     return role in parts and parts[-1] not in ("gate", "alpha", "gamma", "g", "bias", "u", "v")
 
 
@@ -95,9 +90,10 @@ def _changed(tree: Any, choose_leaf: Callable[[list[str], Any], bool], change: C
     changed = []
 
     def leaf(path: Any, array: Any) -> Any:
-        if not (hasattr(array, "shape") and choose_leaf(_parts(path), array)):
+        parts = path_of(path).split("/")
+        if not (hasattr(array, "shape") and choose_leaf(parts, array)):
             return array
-        changed.append(_parts(path))
+        changed.append(parts)
         return jax.device_put(change(array), array.sharding)
 
     tree = jax.tree_util.tree_map_with_path(leaf, tree)
@@ -168,8 +164,6 @@ def draw_gain(random: Random, ground: Ground) -> Drawn:
 def gain_place(raw: Any, fraction: float) -> tuple[str, int | None]:
     """The gain that stands at a fraction of all gains: its path, and its layer or None."""
     import jax
-
-    from jaxstab.table import path_of
 
     leaves = [(path_of(path), array) for path, array in jax.tree_util.tree_leaves_with_path(raw)]
     gains = [(path, array) for path, array in leaves if "norm" in path and path.endswith("/scale")]
@@ -432,10 +426,6 @@ def plant_resumed_rate(fault: Drawn, corpus: Path) -> Planting:
     return Planting(hypers=hypers)
 
 
-def plant_embedding(fault: Drawn, corpus: Path) -> Planting:
-    return plant_matrix(fault, corpus)
-
-
 def _undivided(ground: Ground) -> bool:
     return ground["reparam.method"] not in DIVIDED_OUT
 
@@ -456,7 +446,7 @@ FAULTS: dict[str, Fault] = {
     "rate glitch": Fault(draw_glitch, plant_glitch),
     "rate too high": Fault(draw_rate),
     "decay": Fault(draw_decay),
-    "embedding": Fault(draw_embedding, plant_embedding, _reads_embedding),
+    "embedding": Fault(draw_embedding, plant_matrix, _reads_embedding),
     "attention logits": Fault(
         draw_heads,
         plant_heads,

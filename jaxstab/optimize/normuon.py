@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from jaxtyping import Array
 
 from jaxstab.config import Range
+from jaxstab.numerics import l2_norm
 from jaxstab.optimize.adam import B1, B2, Eps
 from jaxstab.optimize.layers import TransformationFactory, is_hidden
 from jaxstab.optimize.muon import (
@@ -66,19 +68,17 @@ def _normalize_units(table: Table, decay: float) -> optax.GradientTransformation
 
         return UnitMoments(jax.tree.map(zeros, table))
 
+    norm = functools.partial(l2_norm, axis=(-2, -1), keepdims=True)
+
     def update(updates: Any, state: UnitMoments, _: Any = None) -> tuple[Any, UnitMoments]:
         def advance(u: Array, moment: Array) -> Array:
             return decay * moment + (1 - decay) * jnp.mean(jnp.square(u), -2, keepdims=True)
 
         def normalize(u: Array, moment: Array) -> Array:
             scaled = u / (jnp.sqrt(moment) + EPS)
-            return scaled * _norm(u) / (_norm(scaled) + EPS)
+            return scaled * norm(u) / (norm(scaled) + EPS)
 
         moments = jax.tree.map(advance, updates, state.moments)
         return jax.tree.map(normalize, updates, moments), UnitMoments(moments)
 
     return optax.GradientTransformation(init, update)
-
-
-def _norm(matrix: Array) -> Array:
-    return jnp.linalg.norm(matrix, axis=(-2, -1), keepdims=True)
