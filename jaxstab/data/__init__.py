@@ -1,7 +1,7 @@
 """From documents to batches: sources, tokenizers, packed records, and the batch at a position."""
 
-from jaxstab.data.batches import Batches, batch_digest, read_ahead, segment_ids
-from jaxstab.data.cache import Prepared, prepare
+from jaxstab.data.batches import Batches, batch_digest, batch_digests, read_ahead, segment_ids
+from jaxstab.data.cache import Prepared, cached_split, prepare
 from jaxstab.data.config import DataConfig
 from jaxstab.data.making import prepare_tfds, train_tokenizer
 from jaxstab.data.records import PackedSplit
@@ -14,6 +14,8 @@ __all__ = [
     "Prepared",
     "Tokenizer",
     "batch_digest",
+    "batch_digests",
+    "cached_split",
     "load_tokenizer",
     "prepare",
     "prepare_tfds",

@@ -77,8 +77,17 @@ def batch_digest(tokens_BS: Any) -> Any:
     Returns:
         A uint32 below 2²⁴, of the same kind.
     """
-    by_row = (tokens_BS.astype("uint32") * _odd_numbers(tokens_BS.shape[1], 1)).sum(axis=1, dtype="uint32")
-    return (by_row * _odd_numbers(tokens_BS.shape[0], 2)).sum(dtype="uint32") >> 8
+    return (_row_digests(tokens_BS) * _odd_numbers(tokens_BS.shape[0], 2)).sum(dtype="uint32") >> 8
+
+
+def batch_digests(tokens_NS: np.ndarray, size: int) -> np.ndarray:
+    """The digests of all batches of `size` rows that follow one another in `tokens_NS`: uint32 [N - size + 1]."""
+    windows = np.lib.stride_tricks.sliding_window_view(_row_digests(tokens_NS), size)
+    return (windows * _odd_numbers(size, 2)).sum(axis=1, dtype="uint32") >> 8
+
+
+def _row_digests(tokens_BS: Any) -> Any:
+    return (tokens_BS.astype("uint32") * _odd_numbers(tokens_BS.shape[1], 1)).sum(axis=1, dtype="uint32")
 
 
 @functools.cache

@@ -67,6 +67,15 @@ def prepare(config: DataConfig) -> Prepared:
     return Prepared(train, validation, tokenizer, directory, manifest["digest"])
 
 
+def cached_split(config: DataConfig, digest: str) -> PackedSplit | None:
+    """The training split of a packed corpus, found by its digest; None where the config's cache doesn't have it."""
+    for path in sorted(Path(config.cache_dir).expanduser().glob(f"*/{MANIFEST}")):
+        manifest = read_manifest(path.parent)
+        if manifest and manifest.get("digest") == digest:
+            return PackedSplit(path.parent, SPLITS[0], manifest)
+    return None
+
+
 def _recipe(config: DataConfig, tokenizer: Tokenizer, source: Source) -> dict[str, Any]:
     return {
         "format": FORMAT,

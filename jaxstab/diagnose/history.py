@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.lib.stride_tricks import sliding_window_view
 
 from jaxstab.config import UserError, build_method, from_flat
+from jaxstab.data import PackedSplit, cached_split
 from jaxstab.logging import in_force, read_measurements, read_metrics
 from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.numerics import robust_spread
@@ -53,6 +54,7 @@ class History:
       seams: steps that follow a roll-back, whose state isn't that of the step before.
       saved: the flat config that was saved with it; {} where it wasn't.
       journal: the interventions that it keeps to.
+      split: the records that it was trained on; None where they aren't in the cache any more.
     """
 
     workdir: Path
@@ -60,6 +62,7 @@ class History:
     seams: frozenset[int]
     saved: dict[str, Any]
     journal: Journal = dataclasses.field(default_factory=Journal)
+    split: PackedSplit | None = None
     _results: dict[Callable, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     _measured: dict[str, dict[str, Series]] = dataclasses.field(
@@ -179,7 +182,19 @@ def read_history(workdir: str | Path) -> History:
     for name, (steps, values) in read_measurements(workdir).items():
         series[name] = Series(steps, values.astype(np.float64))
     seams = (after["step"] for before, after in itertools.pairwise(lines) if before["attempt"] != after["attempt"])
-    return History(workdir, series, frozenset(seams), _saved(workdir), journals.read(workdir))
+    saved = _saved(workdir)
+    return History(
+        workdir, series, frozenset(seams), saved.get("config", {}), journals.read(workdir), _trained_on(saved)
+    )
+
+
+def _trained_on(saved: dict[str, Any]) -> PackedSplit | None:
+    """The records that a run was trained on, where its cache has them."""
+    try:
+        config, digest = from_flat(Config, saved["config"]), saved["identity"]["data_digest"]
+    except (UserError, KeyError):
+        return None
+    return cached_split(config.data, digest)
 
 
 def _scalar_series(pairs: list[tuple[int, float]]) -> Series:
@@ -188,11 +203,13 @@ def _scalar_series(pairs: list[tuple[int, float]]) -> Series:
 
 
 def _saved(workdir: Path) -> dict[str, Any]:
+    """What was saved with a run, its flat config in "config"; {} where nothing was."""
     path = workdir / CONFIG
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text())["config"]
+        saved = json.loads(path.read_text())
+        return saved if isinstance(saved["config"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} can't be read ({type(error).__name__}: {error})") from error
 

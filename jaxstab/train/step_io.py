@@ -17,29 +17,24 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import data, scale
 from jaxstab.optimize import Hypers
+from jaxstab.train.config import Config
 from jaxstab.train.journal import Journal
 from jaxstab.train.program import Program
 from jaxstab.train.state import TrainState
 
 
-class StepInputs:
-    """Batches and hyper-parameters by step, counted from 1.
+class StepBatches:
+    """The batch of each step, counted from 1: a function of the config, the split and the journal.
 
     Attributes:
       lengths: the lengths of the sequences, and from which updates on they hold.
     """
 
-    def __init__(self, program: Program, split: data.PackedSplit, journal: Journal):
-        """The inputs of a program over a split, without the batches that the journal leaves out."""
-        self._program, self._journal = program, journal
-        self._batches = data.Batches(split, program.setup.config.data.seed)
-        train = program.setup.config.train
-        self._size = train.batch_size
-        self.lengths = length_schedule(train.warmup_lengths, train.length_warmup, program.setup.config.data.length)
-        self._sharding = scale.batch_sharding(program.setup.mesh)
-        self._hypers = functools.cache(functools.partial(hypers, program))
-        self._frequencies = unigram_log_frequencies(split, program.setup.config.model.vocabulary)
-        self._metrics: dict[int, dict[str, float]] = {}
+    def __init__(self, config: Config, split: data.PackedSplit, journal: Journal):
+        """The batches over a split, without those that the journal leaves out."""
+        self._journal, self._batches = journal, data.Batches(split, config.data.seed)
+        self._size = config.train.batch_size
+        self.lengths = length_schedule(config.train.warmup_lengths, config.train.length_warmup, config.data.length)
 
     def records(self, step: int) -> list[int]:
         """The split's records in the batch of a step."""
@@ -62,6 +57,19 @@ class StepInputs:
         """Tokens trained on in the steps up to `step`."""
         return self._size * tokens_before(self.lengths, step)
 
+
+class StepInputs(StepBatches):
+    """Batches and hyper-parameters by step, counted from 1, on the devices."""
+
+    def __init__(self, program: Program, split: data.PackedSplit, journal: Journal):
+        """The inputs of a program over a split, without the batches that the journal leaves out."""
+        super().__init__(program.setup.config, split, journal)
+        self._program = program
+        self._sharding = scale.batch_sharding(program.setup.mesh)
+        self._hypers = functools.cache(functools.partial(hypers, program))
+        self._frequencies = unigram_log_frequencies(split, program.setup.config.model.vocabulary)
+        self._metrics: dict[int, dict[str, float]] = {}
+
     def ahead(self, first: int, last: int) -> Iterator[Int[Array, "B T+1"]]:
         """The batches of steps `first` to `last`, on the devices ahead of time."""
 
@@ -73,15 +81,13 @@ class StepInputs:
         return data.read_ahead(read, range(first, last + 1))
 
     def metrics(self, step: int) -> dict[str, float]:
-        """What is told of a step's batch, once: its place in the data, the digest that the records of that place have,
-        read for this alone, and the loss that knowing how frequent tokens are would have on it."""
+        """What is told of a step's batch, once: its place in the data, and the loss that knowing how frequent tokens
+        are would have on it."""
         return self._metrics.pop(step, None) or self._described(step, self.tokens(step))
 
     def _described(self, step: int, tokens: Int[np.ndarray, "B T+1"]) -> dict[str, float]:
-        asked = self._batches.records(self.position(step), self._size)[:, : self.length(step) + 1]
         return {
             "train/position": float(self.position(step)),
-            "train/batch_digest_asked": float(data.batch_digest(asked)),
             "train/unigram_loss": float(-self._frequencies[tokens[:, 1:]].mean()),
         }
 

@@ -55,7 +55,6 @@ def random_history(seed: int) -> History:
             series[f"train/{name}"] = values(some(dice, steps), 1)
     if dice.random() < 0.3:
         asked = dice.integers(0, 1000, (len(steps), 1)).astype(float)
-        series["train/batch_digest_asked"] = Series(steps, asked)
         given = np.where(dice.random((len(steps), 1)) < 0.02, asked[int(dice.integers(len(steps)))], asked)
         series["train/batch_digest"] = Series(steps, given)
     if dice.random() < 0.3:

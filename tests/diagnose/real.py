@@ -6,19 +6,20 @@ import dataclasses
 import functools
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstab import data
 from jaxstab.config import ConfigError, flatten
 from jaxstab.diagnose.history import History, Series
 from jaxstab.table import leaves_of, like, named_rows
 from jaxstab.train.config import Config
+from jaxstab.train.journal import Journal
 from jaxstab.train.packed import unpack
 from jaxstab.train.program import build
-from jaxstab.train.step_io import hypers
+from jaxstab.train.step_io import StepBatches, hypers
 from tests.diagnose.conftest import config
 
 STEPS, BATCH, LENGTH, VOCABULARY = 64, 4, 16, 31
@@ -27,6 +28,20 @@ TINY = dict(
     model__remat="none", data__length=LENGTH, train__steps=STEPS, train__batch_size=BATCH, train__loss_chunk=16,
     optimizer__warmup=8, optimizer__learning_rate=3e-3, optimizer__schedule__method="cosine",
 )  # fmt: skip
+
+
+class Records(NamedTuple):
+    """A split in memory."""
+
+    tokens: np.ndarray
+    name: str = "train"
+    length: int = LENGTH
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def read(self, indices):
+        return self.tokens[list(indices)]
 
 
 @dataclasses.dataclass
@@ -42,7 +57,9 @@ class Real:
         tokens = [np.zeros(BATCH * STEPS, np.int64)]
         for _ in range(LENGTH):
             tokens.append(follows[tokens[-1], dice.integers(0, 3, BATCH * STEPS)])
-        self.batches = np.stack(tokens, axis=1).astype(np.int32).reshape(STEPS, BATCH, LENGTH + 1)
+        self.split = Records(np.stack(tokens, axis=1).astype(np.int32))
+        batches = StepBatches(self.config, self.split, Journal())
+        self.batches = np.stack([batches.tokens(step) for step in range(1, STEPS + 1)])
 
     def run(self, steps=STEPS, *, state_of=None, tokens_of=None, hypers_of=None) -> History:
         """Trains; each function takes the step and what belongs to it, and gives what takes its place."""
@@ -57,14 +74,13 @@ class Real:
             state, metrics = self.program.step(state, given, hypers_of(step, rates) if hypers_of else rates)
             scalars, arrays = unpack(metrics)
             scalars["train/position"] = float((step - 1) * BATCH)
-            scalars["train/batch_digest_asked"] = float(data.batch_digest(asked))
             scalars["train/unigram_loss"] = float(np.log(VOCABULARY))
             for name, value in scalars.items():
                 pairs[name].append((step, [value]))
             for name, value in arrays.items():
                 pairs[name].append((step, value))
         series = {name: Series(*map(np.array, zip(*each, strict=True))) for name, each in pairs.items()}
-        return History(Path("runs/real"), series, frozenset(), flatten(self.config))
+        return History(Path("runs/real"), series, frozenset(), flatten(self.config), split=self.split)
 
     @functools.cached_property
     def _hypers(self):

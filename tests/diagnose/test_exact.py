@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jaxstab.data import Batches
 from jaxstab.diagnose import diagnosed, find_causes
 from jaxstab.diagnose.diagnosis import is_accepted
 from jaxstab.train.journal import Journal, Rollback
@@ -128,7 +129,9 @@ def test_a_batch_that_comes_again_and_one_of_another_text():
     again = run.run(tokens_of=lambda step, tokens: run.batches[AT - 1] if AT < step < AT + 9 else tokens)
     cause = first(again)
     assert (cause.cause, cause.step, cause.last) == ("data", AT + 1, AT + 8)
-    assert f"8 of them that of step {AT}" in cause.evidence[0]
+    assert f"8 of them the batch of step {AT}" in cause.evidence[0]
+    without = dataclasses.replace(again, split=None)  # the corpus isn't there any more
+    assert [(each.cause, each.step, each.last) for each in find_causes(without)] == [("data", AT + 1, AT + 8)]
     cause = first(run.run(tokens_of=lambda step, tokens: tokens[:, ::-1] if step == AT else tokens))
     assert (cause.cause, cause.step, cause.last) == ("data", AT, AT)
 
@@ -152,6 +155,18 @@ def test_a_resume_at_another_place_in_the_data_and_on_the_schedule():
     causes = find_causes(behind)
     assert [(each.cause, each.step, each.last) for each in causes] == [("bad_resume", AT, STEPS)]
     assert f"batches of steps {AT - 7} to {STEPS - 7}" in causes[0].evidence[0]
+
+    # Without the corpus only what comes twice is known: after eight steps come batches that were left out.
+    causes = find_causes(dataclasses.replace(behind, split=None))
+    assert [(each.cause, each.step, each.last) for each in causes] == [("bad_resume", AT, AT + 6)]
+    records = Batches(run.split, run.config.data.seed)
+
+    def skipped(step, tokens):
+        return records.records(BATCH * (step - 1) + 7, BATCH) if step >= AT else tokens
+
+    causes = find_causes(run.run(tokens_of=skipped))
+    assert [(each.cause, each.step, each.last) for each in causes] == [("bad_resume", AT, STEPS)]
+    assert f"the records from {BATCH * (AT - 1) + 7} on" in causes[0].evidence[0]
 
     def late(step, rates):
         return rates._replace(position=np.int32(step - 20)) if step >= AT else rates

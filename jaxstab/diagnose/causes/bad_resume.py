@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from jaxstab.diagnose.causes.base import Cause, Kind
-from jaxstab.diagnose.checks import broken_weights, expected_rate, position_breaks, rates_off, replaced_batches
+from jaxstab.diagnose.checks import (
+    Replaced,
+    broken_weights,
+    compared_batches,
+    expected_rate,
+    position_breaks,
+    rates_off,
+    records_from,
+)
 from jaxstab.diagnose.checks import restored_from as earlier_state
 from jaxstab.diagnose.history import History
 
@@ -56,23 +66,30 @@ def _positions(history: History) -> list[Cause]:
         step, position, expected = breaks[0]
         sentence = f"step {step} reads from record {position} on, not from {expected}, and so do {len(breaks)} steps"
         causes.append(Cause("bad_resume", step=step, last=breaks[-1][0], evidence=(sentence,), certainty="identity"))
-    for first, last, shift in history.once(_shifted):
-        sentence = f"steps {first} to {last} were given the batches of steps {first + shift} to {last + shift}"
+    for first, last, origin in history.once(_shifted):
+        sentence = f"steps {first} to {last} were given {records_from(history, origin, last - first + 1)}"
         causes.append(Cause("bad_resume", step=first, last=last, evidence=(sentence,), certainty="identity"))
     return causes
 
 
 def _shifted(history: History) -> list[tuple[int, int, int]]:
-    """Spans of steps whose batches were those of as many steps on: (first, last, by how many)."""
-    spans: list[tuple[int, int, int]] = []
-    for step, of in history.once(replaced_batches):
-        if of is None:
+    """Spans of steps whose batches stand as far away from their places: (first, last, the first one's record)."""
+    compared = history.once(compared_batches)
+    after = dict(itertools.pairwise(compared.steps))
+    spans: list[list[Replaced]] = []
+    for each in compared.replaced:
+        if each.origin is None:
             continue
-        if spans and spans[-1][1] == step - 1 and spans[-1][2] == of - step:
-            spans[-1] = spans[-1][0], step, of - step
+        before = spans[-1][-1] if spans else None
+        if before and after[before.step] == each.step and _shift(before) == _shift(each):
+            spans[-1].append(each)
         else:
-            spans.append((step, step, of - step))
-    return [span for span in spans if span[1] - span[0] + 1 >= LEAST_STEPS]
+            spans.append([each])
+    return [(span[0].step, span[-1].step, span[0].origin or 0) for span in spans if len(span) >= LEAST_STEPS]
+
+
+def _shift(replaced: Replaced) -> int:
+    return (replaced.origin or 0) - replaced.place
 
 
 def _rates(history: History) -> list[Cause]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from jaxstab.diagnose.causes.bad_resume import read_elsewhere
 from jaxstab.diagnose.causes.base import Advice, Cause, Kind
-from jaxstab.diagnose.checks import replaced_batches
+from jaxstab.diagnose.checks import compared_batches, records_from
 from jaxstab.diagnose.history import History, events, usual
 from jaxstab.numerics import robust_spread
 
@@ -64,16 +64,19 @@ DATA = Kind(
 def _replaced(history: History) -> list[Cause]:
     """Stretches of steps that were given other records than those of their place."""
     elsewhere = history.once(read_elsewhere)
-    origins = {step: of for step, of in history.once(replaced_batches) if step not in elsewhere}
+    replaced = history.once(compared_batches).replaced
+    origins = {each.step: each.origin for each in replaced if each.step not in elsewhere}
     steps = np.array(sorted(origins), np.int64)
     causes = []
     for first, last in events(np.ones(len(steps), bool), steps, gap=3):
         within = steps[(steps >= first) & (steps <= last)]
-        repeated = [origins[int(step)] for step in within if origins[int(step)] is not None]
-        what = f"{len(repeated)} of them that of step {repeated[0]}" if repeated else "none of which is another step's"
+        known = [origin for step in within if (origin := origins[int(step)]) is not None]
+        what = "none of which is another step's"
+        if known:
+            what = f"{len(known)} of them {records_from(history, known[0])}"
         sentence = f"{len(within)} steps from {first} to {last} were given batches other than their own, {what}"
-        known = (sentence, *_tokens(history, first, last))
-        causes.append(Cause("data", step=first, last=last, evidence=known, certainty="identity"))
+        evidence = (sentence, *_tokens(history, first, last))
+        causes.append(Cause("data", step=first, last=last, evidence=evidence, certainty="identity"))
     return causes
 
 

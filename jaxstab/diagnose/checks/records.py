@@ -1,20 +1,99 @@
-"""A step reads the records of its place: digests of what it was given against those that were asked for."""
+"""A step reads the records of its place: the digest of what it was given against that of what stands there.
+
+What stands there is read now, from the packed corpus that the run was trained on, where it still lies in its cache. A
+batch that comes again needs no corpus to be known.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from jaxstab.diagnose.history import History
+from jaxstab import data
+from jaxstab.config import UserError
+from jaxstab.diagnose.checks.base import GAP
+from jaxstab.diagnose.history import History, events
+from jaxstab.train.config import Config
+from jaxstab.train.step_io import StepBatches
+
+TOKENS = 1 << 27  # that are read at most, some seconds: chosen; of a longer run every n-th batch is looked at
+PLACES = 1 << 17  # records among which a batch that isn't its own is looked for: chosen, some seconds
+REPEATS = 3  # batches that come again near one another: chosen; of 100,000 batches hundreds have a digest in common
 
 
-def replaced_batches(history: History) -> list[tuple[int, int | None]]:
-    """Steps that were given other tokens than the records of their place, each with the step whose they were.
+class Replaced(NamedTuple):
+    """A step that was given other tokens than the records of its place.
 
-    That step is the first with this batch, before or after; None where no step of the run asked for it.
+    Attributes:
+      step: the step.
+      place: the first record of its place, counted from the start of training.
+      origin: the record from which on these tokens stand; None where it isn't known.
     """
-    steps, given, asked = _digests(history)
-    asked_by = dict(zip(asked[::-1].tolist(), steps[::-1].tolist(), strict=True))
-    return [(int(steps[i]), asked_by.get(given[i])) for i in np.flatnonzero(given != asked)]
+
+    step: int
+    place: int
+    origin: int | None
+
+
+class Compared(NamedTuple):
+    """The steps whose batches were compared, and those of them that were given another batch."""
+
+    steps: tuple[int, ...]
+    replaced: tuple[Replaced, ...]
+
+
+def compared_batches(history: History) -> Compared:
+    """Compares batches with the corpus, or with one another where it isn't there."""
+    steps, given = history.scalar("train/batch_digest")
+    steps, given = steps[np.isfinite(given)].tolist(), given[np.isfinite(given)].astype(np.int64)
+    if history.config is None or not steps:
+        return Compared((), ())
+    if history.split is not None:
+        try:
+            return _with_corpus(steps, given, history.config, history.split, history)
+        except UserError:  # it is damaged
+            pass
+    return _with_one_another(steps, given, history.config, history)
+
+
+def _with_corpus(
+    steps: list[int], given: np.ndarray, config: Config, split: data.PackedSplit, history: History
+) -> Compared:
+    batches = StepBatches(config, split, history.journal)
+    every = -(-batches.tokens_up_to(len(steps)) // TOKENS)
+    steps, given = steps[::every], given[::every]
+    asked = np.array([data.batch_digest(batches.tokens(step)) for step in steps])
+    other = np.flatnonzero(asked != given)
+    last = max((batches.position(steps[i]) for i in other), default=0)
+    origins = _digests_by_place(config, split, last + config.train.batch_size) if len(other) else {}
+    replaced = (Replaced(steps[i], batches.position(steps[i]), origins.get(int(given[i]))) for i in other)
+    return Compared(tuple(steps), tuple(replaced))
+
+
+def _digests_by_place(config: Config, split: data.PackedSplit, end: int) -> dict[int, int]:
+    """{digest of a batch: its first record}, of all places up to `end` and a pass on, or as many as PLACES."""
+    records = range(min(end + len(split), PLACES, TOKENS // config.data.length))
+    tokens = split.read(data.Batches(split, config.data.seed).indices(records))
+    digests = data.batch_digests(tokens, config.train.batch_size).tolist() if len(tokens) else []
+    return dict(zip(reversed(digests), reversed(range(len(digests))), strict=True))
+
+
+def _with_one_another(steps: list[int], given: np.ndarray, config: Config, history: History) -> Compared:
+    """A batch that an earlier step had; a shuffled corpus gives none twice, in no pass over it."""
+    place = {step: history.journal.batch_of(step) * config.train.batch_size for step in steps}
+    first = dict(zip(reversed(given.tolist()), reversed(steps), strict=True))
+    again = np.array([first[digest] != step for step, digest in zip(steps, given.tolist(), strict=True)])
+    at = np.array(steps)
+    spans = [span for span in events(again, at, GAP) if again[(at >= span[0]) & (at <= span[1])].sum() >= REPEATS]
+    return Compared(
+        tuple(steps),
+        tuple(
+            Replaced(step, place[step], place[first[digest]])
+            for step, digest, is_again in zip(steps, given.tolist(), again, strict=True)
+            if is_again and any(start <= step <= end for start, end in spans)
+        ),
+    )
 
 
 def position_breaks(history: History) -> list[tuple[int, int, int]]:
@@ -27,9 +106,11 @@ def position_breaks(history: History) -> list[tuple[int, int, int]]:
     return [(int(steps[i]), int(positions[i]), int(expected[i])) for i in np.flatnonzero(positions != expected)]
 
 
-def _digests(history: History) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, and the digests of what was given and asked for, where both were measured."""
-    steps, given = history.scalar("train/batch_digest")
-    asked_steps, asked = history.scalar("train/batch_digest_asked")
-    steps, at, also = np.intersect1d(steps, asked_steps, return_indices=True)
-    return steps, given[at], asked[also]
+def records_from(history: History, record: int, count: int = 1) -> str:
+    """The batches of `count` steps that begin at a record, in words: by the steps whose they are, if any's."""
+    size = history.config.train.batch_size if history.config else 1
+    steps = {history.journal.batch_of(int(step)) * size: int(step) for step in history.scalar("train/batch_digest")[0]}
+    if record not in steps:
+        return f"the records from {record} on"
+    step = steps[record]
+    return f"the batch of step {step}" if count == 1 else f"the batches of steps {step} to {step + count - 1}"
