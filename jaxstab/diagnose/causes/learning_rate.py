@@ -19,9 +19,9 @@ RISE = 0.25  # nats above the least loss, for good: chosen, ten times what a med
 NOISES = 8.0  # robust standard deviations of the loss from its own level, over √LEVEL: chosen
 LEVEL = 21  # losses whose median is the level: chosen
 LEAST_LOSSES = 60  # chosen: with fewer no rise is looked for
-# What the median matrix moved, of its norm, summed over the run: by three times itself it has forgotten where it began.
-# Nine healthy runs knew more than frequencies when they had moved by 0.3.
-MOVED = 3.0
+# What the median matrix moved, of its norm, summed over as many steps: it has forgotten where it began. Measured, no
+# healthy run moves by more than half of that.
+MOVED, SOON = 1.0, 20
 UNTAUGHT = 0.05  # nats below the loss of token frequencies: chosen; less than that is nothing learned
 EARLY = 100  # steps: chosen, in which a model falls steeply, and a rate comes to its peak
 SMOOTH = 9  # losses whose median is a level among them: chosen, more than a few easy batches
@@ -87,30 +87,27 @@ def _worse(history: History) -> list[Cause]:
 
 
 def _untaught(history: History) -> list[Cause]:
-    """A loss no better than that of token frequencies, where the median matrix moved by far more than its norm."""
+    """A loss no better than that of token frequencies, the median matrix having moved by its norm."""
     steps, ratios = history.once(moved)
     of_loss, loss = history.scalar("train/loss")
     at, of_tokens = history.scalar("train/unigram_loss")
     both = np.intersect1d(of_loss, at)[-LEVEL:]
-    far = steps[np.cumsum(ratios) > MOVED]
-    if len(both) < LEVEL or not len(far) or far[0] > both[0]:
+    if len(both) < LEVEL or len(steps) < SOON:
         return []
+    soon = np.convolve(ratios, np.ones(SOON), "valid")
     beside = np.median(loss[np.isin(of_loss, both)] - of_tokens[np.isin(at, both)])
-    if not beside > -UNTAUGHT:
+    if not beside > -UNTAUGHT or not soon.max() > MOVED or steps[soon.argmax()] > both[0]:
         return []
-    step = int(steps[ratios >= np.max(ratios) / 2][0])
     sentence = (
-        f"the loss of the last {LEVEL} steps is {beside:+.2f} nats beside that of token frequencies alone, though the "
-        f"median matrix moved by {np.sum(ratios):.2g} times its norm"
+        f"the loss of the last {LEVEL} steps is {beside:+.2f} nats beside that of token frequencies alone, and the "
+        f"median matrix moved by {soon.max():.2g} times its norm in {SOON} steps"
     )
-    return [_cause(history, step, sentence)]
+    return [_cause(history, int(steps[soon.argmax()]), sentence)]
 
 
 def _rising(history: History) -> list[Cause]:
     """A loss whose level at the end is above the least it had, with no one step at which it jumped."""
-    steps, loss = history.scalar("train/loss")
-    finite = np.isfinite(loss)
-    steps, loss = steps[finite], loss[finite]
+    steps, loss = _beside_frequencies(history)
     if len(loss) < LEAST_LOSSES or history.once(odd_batches):
         return []
     half = LEVEL // 2
@@ -122,10 +119,19 @@ def _rising(history: History) -> list[Cause]:
         return []
     onset = steps[np.flatnonzero(level <= level[least] + rise / 2)[-1]]
     sentence = (
-        f"the loss rises from {level[least]:.3f} around step {steps[least]} to {end:.3f} and stays there, with no one "
-        "step at which it jumped"
+        f"the loss rises by {end - level[least]:.2f} nats from its least level, around step {steps[least]}, and stays "
+        "there, with no one step at which it jumped"
     )
     return [_cause(history, int(onset), sentence)]
+
+
+def _beside_frequencies(history: History) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and finite losses, less what a batch owes to tokens that are rarer than others', where that is known."""
+    steps, loss = history.scalar("train/loss")
+    at, of_tokens = history.scalar("train/unigram_loss")
+    if len(at) and np.array_equal(at, steps):
+        loss = loss - (of_tokens - np.median(of_tokens))
+    return steps[np.isfinite(loss)], loss[np.isfinite(loss)]
 
 
 def _cause(history: History, step: int, sentence: str, certainty: str = "statistic") -> Cause:
