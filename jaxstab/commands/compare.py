@@ -15,6 +15,13 @@ FLAGS = (
     Flag("seeds", [], "The seeds of the runs; by default the config's.", flags.DEFINE_list),
     Flag("vary", [], "One more axis of the grid: --vary=key=value,value.", flags.DEFINE_multi_string),
     Flag("cells", "0/1", "The share of the runs that this machine takes: --cells=i/n."),
+    Flag(
+        "threshold",
+        0.05,
+        "The largest p at which a difference isn't noise, fixed by the first run.",
+        flags.DEFINE_float,
+    ),
+    Flag("until", "", "promotion: only the runs that decide which methods win; by default all."),
 )
 
 
@@ -28,8 +35,13 @@ def _run(call: Call) -> None:
     share = re.fullmatch(r"(\d+)/(\d+)", call["cells"])
     if share is None or not int(share[1]) < int(share[2]):
         raise ConfigError(f"--cells={call['cells']} must be i/n with i from 0 to n-1: for instance --cells=0/4")
+    if call["until"] not in ("", "promotion"):
+        raise ConfigError(f"--until={call['until']} isn't known; --until=promotion is, or leave it out")
+    if not 0 < call["threshold"] < 1:
+        raise ConfigError(f"--threshold={call['threshold']:g} must lie between 0 and 1")
     grid = read_grid(config, METHODS, call["methods"], call["learning_rates"], call["seeds"], call["vary"])
-    compare(grid, Path(call.required("workdir", "runs/comparison")), (int(share[1]), int(share[2])))
+    workdir = Path(call.required("workdir", "runs/comparison"))
+    compare(config, grid, workdir, (int(share[1]), int(share[2])), call["threshold"], call["until"] == "promotion")
 
 
 COMMAND = Command(

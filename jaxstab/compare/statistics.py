@@ -45,10 +45,13 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Paired
     """The difference to a baseline over the seeds that both have; p by permutation, two-sided.
 
     Args:
-      values, baseline: {seed: loss}. A seed stands for the same batches and the same draw.
+      values, baseline: {seed: loss}. A seed stands for the same batches and the same draw. Where a loss isn't finite
+        there is no difference: NaN.
     """
     seeds = sorted(set(values) & set(baseline))
     differences = np.array([values[seed] - baseline[seed] for seed in seeds])
+    if not np.isfinite(differences).all():
+        return Paired(Estimate(np.nan, np.nan, np.nan, len(seeds)), np.nan)
     if len(seeds) < 2:
         return Paired(estimate(differences), np.nan)
     result = scipy.stats.permutation_test(
@@ -67,3 +70,23 @@ def sensitivity(losses: Mapping[float, float], initial: float) -> float:
     values = np.array([losses[rate] for rate in sorted(losses)], np.float64)
     capped = np.minimum(np.where(np.isfinite(values), values, initial), initial)
     return float(np.mean(capped - capped.min()))
+
+
+def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Estimate:
+    """Spearman's ρ of pairs of values, with its 95% interval by resampling pairs; NaN for fewer than three."""
+    pairs = np.array([first, second], np.float64)
+    count = pairs.shape[1]
+    if count < 3:
+        return Estimate(np.nan, np.nan, np.nan, count)
+    drawn = np.random.default_rng(0).integers(count, size=(DRAWS, count))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw of one pair alone has no ranks to correlate
+        low, high = np.nanquantile(_spearman(*pairs[:, drawn]), (0.025, 0.975))
+        return Estimate(float(_spearman(*pairs)), float(low), float(high), count)
+
+
+def _spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman's ρ along the last axis."""
+    a, b = (
+        each - each.mean(axis=-1, keepdims=True) for each in (scipy.stats.rankdata(x, axis=-1) for x in (first, second))
+    )
+    return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))

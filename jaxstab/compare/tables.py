@@ -11,6 +11,8 @@ import numpy as np
 from jaxstab.compare.statistics import Estimate, Paired, estimate, paired, sensitivity
 
 Row = Mapping[str, Any]
+JUDGED = ("_loss", "_perplexity", "_acc")  # how the names of what an evaluation came to end
+SPIKES = "spikes: "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,26 +62,38 @@ def best_rate(rows: Sequence[Row], variant: str, loss: str) -> float:
 
 def at_their_best(rows: Sequence[Row], baseline: str, loss: str) -> Table:
     """Every variant at its own best rate, beside the baseline at its own."""
-    reference = losses(rows, baseline, best_rate(rows, baseline, loss), loss)
-    body = []
-    for variant in variants(rows):
-        rate = best_rate(rows, variant, loss)
-        values = losses(rows, variant, rate, loss)
-        difference = "" if variant == baseline else _paired(paired(values, reference))
-        edge = " (an end of the grid)" if len(rates(rows)) > 1 and rate in (rates(rows)[0], rates(rows)[-1]) else ""
-        body.append((variant, f"{rate:g}{edge}", _estimate(estimate(list(values.values()))), _std(values), difference))
-    head = (
-        "method",
-        "best rate",
-        f"{loss} [95%]",
-        "std over seeds",
-        f"difference to {baseline}, by seed [95%]; p",
-    )
+    of_variant = {variant: best_rate(rows, variant, loss) for variant in variants(rows)}
     below = (
         "A seed stands for the same batches in the same order, and for the same draw of effective weights where the "
         "initial scale is the same. A best rate at an end of the grid may lie beyond it."
     )
-    return Table("Each at its own best learning rate", head, tuple(body), below)
+    return _beside("Each at its own best learning rate", rows, baseline, loss, of_variant, below)
+
+
+def at_the_common_rate(rows: Sequence[Row], baseline: str, loss: str) -> Table:
+    """Every variant at the rate that is best for the baseline."""
+    common = best_rate(rows, baseline, loss)
+    of_variant = {variant: common for variant in variants(rows) if losses(rows, variant, common, loss)}
+    return _beside(f"All at the baseline's best learning rate, {common:g}", rows, baseline, loss, of_variant, "")
+
+
+def _beside(
+    title: str, rows: Sequence[Row], baseline: str, loss: str, of_variant: Mapping[str, float], below: str
+) -> Table:
+    """Variants, each at a rate, with their differences to the baseline at its own."""
+    tried = rates(rows)
+    has_baseline = baseline in of_variant
+    reference = losses(rows, baseline, of_variant[baseline], loss) if has_baseline else {}
+    body = []
+    for variant, rate in of_variant.items():
+        values = losses(rows, variant, rate, loss)
+        ahead = "" if variant == baseline or not has_baseline else difference(paired(values, reference))
+        edge = " (an end of the grid)" if len(tried) > 1 and rate in (tried[0], tried[-1]) else ""
+        body.append((variant, f"{rate:g}{edge}", _estimate(estimate(list(values.values()))), _std(values), ahead))
+    if not has_baseline:
+        below += f" No run of the baseline, {baseline}, is done: there are no differences yet."
+    head = ("method", "rate", f"{loss} [95%]", "std over seeds", f"difference to {baseline}, by seed [95%]; p")
+    return Table(title, head, tuple(body), below)
 
 
 def by_rate(rows: Sequence[Row], loss: str) -> Table:
@@ -108,17 +122,75 @@ def over_rates(rows: Sequence[Row], loss: str) -> Table:
     return Table("Over all learning rates", head, tuple(body), below)
 
 
-def cost(rows: Sequence[Row], baseline: str) -> Table:
-    """Stored parameters, and the time of a step over the baseline's."""
-    speeds = {v: float(np.median([r["tokens_per_second"] for r in rows if r["variant"] == v])) for v in variants(rows)}
-    body = tuple(
-        (v, f"{next(r['parameters'] for r in rows if r['variant'] == v):,}", f"{speeds[baseline] / speeds[v]:.3f}")
-        for v in variants(rows)
-    )
+def judged(rows: Sequence[Row], loss: str) -> Table:
+    """What every variant has at its best rate on each set that it was evaluated on, the means over seeds."""
+    names = [name for name in _names(rows) if name.endswith(JUDGED) and name not in ("initial_loss", "train_loss")]
+    body = []
+    for variant in variants(rows) if names else ():
+        rate = best_rate(rows, variant, loss)
+        own = [row for row in rows if (row["variant"], row["learning_rate"]) == (variant, rate)]
+        body.append((variant, f"{rate:g}", *(_mean([row[name] for row in own if name in row]) for name in names)))
+    below = "A run that diverged counts where it was evaluated all the same."
+    return Table("Held-out text, at the best rate", ("method", "rate", *names), tuple(body), below)
+
+
+def spiking(rows: Sequence[Row]) -> Table:
+    """How many steps in a hundred the published definitions flag, over all runs of a variant."""
+    names = [name for name in _names(rows) if name.startswith(SPIKES)]
+    body = []
+    for variant in variants(rows):
+        own = [row for row in rows if row["variant"] == variant]
+        steps = sum(row["steps"] for row in own)
+        body.append((variant, *(f"{100 * sum(row.get(name, 0) for row in own) / steps:.2f}" for name in names)))
+    below = "Flagged steps in a hundred. Runs of a few hundred steps are short for windows of a thousand."
+    return Table("Spike scores", ("method", *(name.removeprefix(SPIKES) for name in names)), tuple(body), below)
+
+
+def cost(rows: Sequence[Row], times: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Stored parameters, and the time of a step over the baseline's.
+
+    Args:
+      rows: of all cells.
+      times: {variant: a `StepTime` as a dict}, of those that were timed.
+    """
+    body = []
+    for variant in variants(rows):
+        count = next(row["parameters"] for row in rows if row["variant"] == variant)
+        of = times.get(variant)
+        told = (f"{of['seconds']:.3g}", _interval(of["ratio"]), _interval(of["control"])) if of else ("", "", "")
+        body.append((variant, f"{count:,}", *told))
     below = (
-        "Medians over runs that followed each other, on a machine whose speed drifts; benchmarks/speed.py takes turns."
+        "A variant's step and two of the baseline's take turns. The control is one of these over the other: what is "
+        "no further from 1 than it is noise."
     )
-    return Table("Cost", ("method", "stored parameters", "time of a step, over the baseline's"), body, below)
+    head = ("method", "stored parameters", "seconds a step", "over the baseline's [95%]", "control [95%]")
+    return Table("Cost", head, tuple(body), below)
+
+
+def pairs_of(rows: Sequence[Row], first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two numbers of every row that has both."""
+    pairs = [(row[first], row[second]) for row in rows if first in row and second in row]
+    x, y = np.array(pairs, float).reshape(-1, 2).T
+    return x, y
+
+
+def correlation(value: Estimate) -> str:
+    if not np.isfinite(value.mean):
+        return f"none (n={value.n})"
+    return f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}] (n={value.n})"
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _interval(value: Sequence[float]) -> str:
+    mean, low, high, _ = value
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]" if np.isfinite(low) else f"{mean:.3f}"
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.4g}" if values else ""
 
 
 def _loss(value: float | None) -> str:
@@ -135,9 +207,10 @@ def _estimate(value: Estimate) -> str:
     return f"{_loss(value.mean)}{interval} (n={value.n})"
 
 
-def _paired(value: Paired) -> str:
-    difference = value.difference
-    if not np.isfinite(difference.mean):
-        return "none: a run diverged" if difference.n else "none: no seed in common"
-    interval = f" [{difference.low:+.4f}, {difference.high:+.4f}]; p={value.p:.3g}" if np.isfinite(value.p) else ""
-    return f"{difference.mean:+.4f}{interval} (n={difference.n})"
+def difference(value: Paired) -> str:
+    """A paired difference in words."""
+    mean, low, high, n = value.difference
+    if not np.isfinite(mean):
+        return "none: a run diverged" if n else "none: no seed in common"
+    interval = f" [{low:+.4f}, {high:+.4f}]; p={value.p:.3g}" if np.isfinite(value.p) else ""
+    return f"{mean:+.4f}{interval} (n={n})"

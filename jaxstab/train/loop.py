@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,16 @@ from jaxstab.train.state import TrainState
 from jaxstab.train.step_io import StepInputs
 
 
-def train(config: Config, workdir: Path, console: Console | None = None) -> None:
+def train(
+    config: Config, workdir: Path, console: Console | None = None, programs: Callable[..., Program] | None = None
+) -> None:
     """Trains, going on from the newest intact checkpoint of `workdir`.
+
+    Args:
+      config: of the run.
+      workdir: where it is kept.
+      console: shows how far it is.
+      programs: (config, end token) -> its program; `build` by default. Runs that follow each other may share one.
 
     Raises:
       UserError: what the user can mend: data, a config that doesn't fit the workdir, a loss that isn't finite.
@@ -43,13 +52,13 @@ def train(config: Config, workdir: Path, console: Console | None = None) -> None
     console = console or Console(highlight=False)
     workdirs.make(workdir)
     with workdirs.alone(workdir):
-        _train(config, workdir, console)
+        _train(config, workdir, console, programs or build)
 
 
-def _train(config: Config, workdir: Path, console: Console) -> None:
+def _train(config: Config, workdir: Path, console: Console, programs: Callable[..., Program]) -> None:
     tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)
     config = config.with_vocabulary(tokenizer.vocabulary)
-    program = build(config, tokenizer.end)  # first, so that what doesn't fit together costs no tokenising
+    program = programs(config, tokenizer.end)  # first, so that what doesn't fit together costs no tokenising
     check_prompt(config, tokenizer)
     benchmarks = opened(config.eval.benchmark_data, config.eval.benchmarks, limit=config.eval.benchmark_limit)
     corpus, texts = data.prepare(config.data), prepare_texts(config)

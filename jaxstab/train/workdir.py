@@ -108,6 +108,11 @@ def _json(values: dict[str, Any]) -> dict[str, Any]:
 
 def write_whole(path: Path, values: dict[str, Any]) -> None:
     """Writes JSON so that the file is there whole or not at all."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(values, indent=1) + "\n")
+    write_text_whole(path, json.dumps(values, indent=1) + "\n")
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Writes a text so that the file is there whole or not at all, also where another process writes it too."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_text(text)
     os.replace(aside, path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxstab.compare.statistics import estimate, paired, sensitivity
+from jaxstab.compare.statistics import estimate, paired, rank_correlation, sensitivity
 
 
 def test_an_interval_is_scipys_and_holds_the_mean_of_many_draws_as_often_as_it_says():
@@ -48,3 +48,23 @@ def test_a_difference_is_paired_by_seed_and_its_p_is_that_of_all_signs():
 def test_sensitivity_is_the_mean_excess_over_the_best_with_divergence_at_the_initial_loss(diverged):
     losses = {1e-3: 4.0, 3e-3: 3.0, 1e-2: 3.5, 1e-1: diverged}
     np.testing.assert_allclose(sensitivity(losses, initial=9.0), np.mean([1.0, 0.0, 0.5, 6.0]))
+
+
+def test_a_rank_correlation_is_scipys_and_its_interval_covers():
+    random = np.random.default_rng(3)
+    x = random.normal(size=40)
+    y = x + random.normal(size=40)
+    result = rank_correlation(x, y)
+    np.testing.assert_allclose(result.mean, scipy.stats.spearmanr(x, y).statistic)
+    theirs = scipy.stats.bootstrap(
+        (x, y),
+        lambda a, b: scipy.stats.spearmanr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    np.testing.assert_allclose([result.low, result.high], theirs, atol=0.03)
+    assert result.n == 40 and np.isnan(rank_correlation([1.0, 2.0], [2.0, 1.0]).mean)
+    assert rank_correlation([1, 2, 3, 4], [1, 4, 9, 16]).mean == pytest.approx(1.0)

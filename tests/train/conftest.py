@@ -120,7 +120,7 @@ def shared_programs():
     threshold = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
     with pytest.MonkeyPatch.context() as patch:
-        for user in ("jaxstab.train.loop", "jaxstab.diagnose.replay"):
+        for user in ("jaxstab.train.loop", "jaxstab.diagnose.replay", "jaxstab.compare.programs"):
             patch.setattr(importlib.import_module(user), "build", shared)
         yield
     jax.config.update("jax_persistent_cache_min_compile_time_secs", threshold)

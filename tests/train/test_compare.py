@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import main
-from jaxstab.compare import cells
+from jaxstab.compare import cells, programs
 from jaxstab.logging import read_metrics
+from jaxstab.train import workdir as workdirs
 
 GRID = ("--methods=small,wesar", "--learning_rates=1e-3,1e-2", "--seeds=1,2", "--config.reparam.method=identity")
 
@@ -26,11 +27,11 @@ def compared(tiny, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         train = cells.train
 
-        def interrupted(config, directory, console):
+        def interrupted(config, directory, console, programs):
             if len(stopped) == 2:
                 signal.raise_signal(signal.SIGINT)
             stopped.append(directory.name)
-            train(config, directory, console)
+            train(config, directory, console, programs)
 
         patch.setattr(cells, "train", interrupted)
         assert main.main(command(tiny, workdir)) == 130
@@ -67,11 +68,16 @@ def test_pairs_share_their_batches_and_their_effective_weights(tiny, tmp_path):
 
 def test_the_report_has_every_method_and_its_figures(compared):
     markdown, page = (compared / "report.md").read_text(), (compared / "report.html").read_text()
-    for title in ("Each at its own best learning rate", "Over all learning rates", "Cost", "loss by learning rate"):
-        assert title in markdown and title in page
+    for title in ("Each at its own best learning rate", "Over all learning rates", "Cost", "Promotion", "Spike scores"):
+        assert f"## {title}" in markdown and title in page
+    for title in ("loss by learning rate", "## Update ratios", "## Norms", "## Loss and gradient norm"):
+        assert title in markdown  # the numbers of the figures
     assert re.search(r"\| wesar \| 0.0\d+.* \| [\d.]+ \[[\d.]+, [\d.]+\] \(n=2\) \|", markdown)
-    assert page.count("<svg") == 2 and not re.search(r"(src|href)=.http", page)  # it needs nothing else
-    assert "8 of 8 runs" in markdown
+    assert page.count("<svg") == 4 and not re.search(r"(src|href)=.http", page)  # it needs nothing else
+    assert "8 of 8 runs" in markdown and "stability.measure=full" in page  # what the figures of variances lack
+    times = json.loads((compared / "step_times" / "wesar.json").read_text())
+    assert times["ratio"][3] == 3 and 0.02 < times["control"][0] < 50  # rounds, and the baseline beside itself
+    assert re.search(r"\| wesar \| [\d,]+ \| [\d.]+ \| [\d.]+ \[[\d.]+, [\d.]+\] \|", markdown)
 
 
 def test_a_run_that_diverges_is_a_result(tiny, tmp_path):
@@ -82,10 +88,66 @@ def test_a_run_that_diverges_is_a_result(tiny, tmp_path):
     assert "1 of 2" in (tmp_path / "grid" / "report.md").read_text()
 
 
+def test_cells_of_one_program_compile_it_once(tiny, tmp_path):
+    program, *rest = tiny.command(tmp_path / "grid", "--methods=small", "--learning_rates=1e-3,2e-3")
+    with pytest.MonkeyPatch.context() as patch:
+        built, build = [], programs.build
+        patch.setattr(programs, "build", lambda *given: built.append(given) or build(*given))
+        assert main.main([program, "compare", *rest, "--vary=optimizer.weight_decay=0,0.1"]) == 0
+    assert len(built) == 2  # one for the cells, one for the baseline that steps are timed beside
+
+
+def test_processes_share_a_workdir_and_one_command_after_the_other_adds_to_its_report(tiny, tmp_path, capsys):
+    workdir = tmp_path / "grid"
+    busy = workdir / "cells" / "he-0.001-seed1"
+    busy.mkdir(parents=True)
+    with workdirs.alone(busy):  # as another process does
+        program, *rest = tiny.command(workdir, "--methods=he", "--learning_rates=1e-3,1e-2", "--seeds=1")
+        assert main.main([program, "compare", *rest]) == 0
+    printed = capsys.readouterr().out
+    assert "another process is at work on it" in printed and "1 of 2 cells are done" in printed
+    program, *rest = tiny.command(workdir, "--methods=wesar", "--learning_rates=1e-3", "--seeds=1", "--cells=0/1")
+    assert main.main([program, "compare", *rest]) == 0
+    rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+    assert [row["cell"] for row in rows] == ["wesar-0.001-seed1", "he-0.01-seed1"]
+    markdown = (workdir / "report.md").read_text()
+    assert "1 of 1 runs, and 1 of earlier grids" in markdown and "difference to he" in markdown
+    assert main.main([program, "compare", *rest, "--threshold=0.1"]) == 1
+    assert "was begun with 0.05" in capsys.readouterr().err
+    assert main.main([program, "compare", *rest, "--config.optimizer.warmup=3"]) == 1
+    assert "optimizer.warmup (there 2, here 3)" in capsys.readouterr().err
+
+
+def test_a_report_without_its_baseline_says_so(tiny, tmp_path):
+    workdir = tmp_path / "grid"
+    program, *rest = tiny.command(workdir, "--methods=small,he", "--seeds=1", "--cells=1/2")
+    assert main.main([program, "compare", *rest]) == 0
+    markdown = (workdir / "report.md").read_text()
+    assert "No run of the baseline, small, is done" in markdown and "| he |" in markdown
+
+
+def test_until_promotion_runs_what_the_law_needs(tiny, tmp_path, capsys):
+    grid = ("--methods=small,wesar", "--learning_rates=1e-3,1e-2", "--until=promotion")
+    program, *rest = tiny.command(tmp_path / "grid", *grid)
+    assert main.main([program, "compare", *rest, "--seeds=1,2"]) == 1
+    assert "--until=promotion needs 7 --seeds or more" in capsys.readouterr().err
+    assert main.main([program, "compare", *rest, "--seeds=1,2,3", "--threshold=0.5"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "grid" / "results.jsonl").read_text().splitlines()]
+    first = {(row["method"], row["learning_rate"]): row["validation_loss"] for row in rows if row["seed"] == 1}
+    best = {method: min((loss, rate) for (name, rate), loss in first.items() if name == method) for method, _ in first}
+    decided = ["small"] + ["wesar"] * (best["wesar"][0] <= best["small"][0])
+    others = {(row["method"], row["learning_rate"], row["seed"]) for row in rows if row["seed"] != 1}
+    assert len(first) == 4 and others == {(name, best[name][1], seed) for name in decided for seed in (2, 3)}
+    assert "cells, 4 to be run here" in (printed := capsys.readouterr().out)
+    assert re.search(r"a trial step takes [\d.e-]+ s and \d+ MB, compiling it [\d.e-]+ s: about \d+ min", printed)
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
         (("--methods=",), "--methods is missing"),
+        (("--methods=small", "--until=dawn"), "--until=dawn isn't known"),
+        (("--methods=small", "--threshold=5"), "--threshold=5 must lie between 0 and 1"),
         (("--methods=small", "--cells=2/2"), "--cells=2/2 must be i/n"),
         (("--methods=small", "--config.data.files=missing.jsonl"), "missing.jsonl"),
     ],

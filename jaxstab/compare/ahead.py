@@ -1,0 +1,106 @@
+"""What a grid will take, asked of a trial step before anything is run; and the time of a step, taken in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxstab import data
+from jaxstab.compare.grid import Cell
+from jaxstab.compare.programs import Programs, shared_keys
+from jaxstab.compare.statistics import Estimate, estimate
+from jaxstab.train.config import Config
+from jaxstab.train.program import Program
+from jaxstab.train.step_io import hypers
+
+STEPS = 3  # of a trial, the first of which compiles
+ROUNDS = (3, 15)  # in which variants take turns: at least, at most
+SHARE = 20  # of a run's steps, one round for every so many: what timing takes beside running
+
+
+class Trial(NamedTuple):
+    """Seconds to compile a step and to take one, and the bytes that it has in memory on a device."""
+
+    compiling: float
+    step: float
+    memory: int
+
+
+class StepTime(NamedTuple):
+    """The time of a variant's step over the baseline's, and of the baseline's over itself: what noise does."""
+
+    ratio: Estimate
+    control: Estimate
+    seconds: float
+
+
+class Stepper:
+    """Takes training steps of a program on a batch drawn at random, without data, logging and checkpoints."""
+
+    def __init__(self, program: Program):
+        config = program.setup.config
+        shape = config.train.batch_size, config.data.length + 1
+        self._program, self._hypers, self._state = program, hypers(program), program.init(config.train.seed)
+        self._tokens = np.random.default_rng(0).integers(0, config.model.vocabulary, shape).astype(np.int32)
+
+    def seconds(self) -> float:
+        """Takes a step and waits for it."""
+        start = time.perf_counter()
+        self._state, measured = self._program.step(self._state, self._tokens, self._hypers)
+        jax.block_until_ready((self._state, measured))
+        return time.perf_counter() - start
+
+    def memory(self) -> int:
+        """Bytes of a step on one device: what goes in, what is made on the way, and what comes out beside the state."""
+        sizes: Any = self._program.step.lower(self._state, self._tokens, self._hypers).compile().memory_analysis()  # type: ignore[attr-defined]
+        made = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        return sizes.argument_size_in_bytes + made
+
+
+def stepper_of(config: Config, programs: Programs) -> Stepper:
+    """The stepper of a run; raises UserError where its tokenizer can't be read or its config has no program."""
+    tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)
+    return Stepper(programs(config.with_vocabulary(tokenizer.vocabulary), tokenizer.end))
+
+
+def trial(config: Config, programs: Programs) -> Trial:
+    """A few steps of a run; what is compiled for them stays with `programs`, and serves the run."""
+    stepper = stepper_of(config, programs)
+    first, *seconds = (stepper.seconds() for _ in range(STEPS))
+    return Trial(max(0.0, first - min(seconds)), min(seconds), stepper.memory())
+
+
+def told(cells: Sequence[Cell], sample: Trial) -> str:
+    """What the cells will take, should all be as the trial was."""
+    tokens = sum(cell.config.train.steps * cell.config.train.batch_size * cell.config.data.length for cell in cells)
+    each = cells[0].config.train.batch_size * cells[0].config.data.length
+    programs = len({tuple(sorted((k, str(v)) for k, v in shared_keys(cell.config).items())) for cell in cells})
+    seconds = tokens / each * sample.step + programs * sample.compiling
+    return (
+        f"{tokens:,} tokens and {programs} {'program' if programs == 1 else 'programs'}; a trial step takes "
+        f"{sample.step:.2g} s and {sample.memory / 1e6:,.0f} MB, compiling it {sample.compiling:.2g} s: about "
+        f"{seconds / 60:,.0f} min, and the evaluations"
+    )
+
+
+def in_turns(stepper: Stepper, baseline: Stepper, steps: int) -> StepTime:
+    """Times steps in turns, since a machine's speed drifts: each round takes the variant's and two of the baseline's.
+
+    Args:
+      stepper, baseline: what is timed.
+      steps: of a run, which say how many rounds are worth it.
+    """
+    turns = (baseline, baseline, stepper)
+    for each in turns:
+        each.seconds()  # compiles
+    least, most = ROUNDS
+    rounds = np.zeros((min(max(steps // SHARE, least), most), 3))
+    for number, times in enumerate(rounds):
+        for turn in np.roll(range(3), number):
+            times[turn] = turns[turn].seconds()
+    reference, again, own = rounds.T
+    return StepTime(estimate(own / reference), estimate(again / reference), float(np.median(own)))

@@ -1,0 +1,87 @@
+"""What a workdir of a comparison says of it: what all its cells share, and the law that was fixed before the runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxstab.compare.cells import RESULT, Row, row_of
+from jaxstab.compare.grid import Grid
+from jaxstab.compare.programs import shared_keys
+from jaxstab.config import ConfigError, UserError, flatten
+from jaxstab.train import workdir as workdirs
+from jaxstab.train.config import Config, training_keys
+
+COMPARISON = "comparison.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """What is fixed before the first run.
+
+    Attributes:
+      baseline: the variant that others are held against.
+      seed: the one that chooses rates.
+      threshold: the largest p at which a difference isn't noise.
+    """
+
+    baseline: str
+    seed: int
+    threshold: float
+
+
+def fix(workdir: Path, config: Config, grid: Grid, threshold: float) -> Law:
+    """Writes down what a comparison is, or returns what was written down when it was begun.
+
+    Args:
+      workdir: exists.
+      config: what all cells share.
+      grid: its first cell names the baseline and the seed, unless the comparison has them already.
+      threshold: of p.
+
+    Raises:
+      ConfigError: the comparison was begun with another threshold or config.
+      UserError: the file can't be used.
+    """
+    path = workdir / COMPARISON
+    keys = json.loads(json.dumps(_shared(config)))
+    law = Law(grid.cells[0].variant, grid.cells[0].seed, threshold)
+    try:
+        if not path.exists():
+            workdirs.write_whole(path, {"law": dataclasses.asdict(law), "config": keys})
+            return law
+        saved = json.loads(path.read_text())
+        fixed, previous = Law(**saved["law"]), saved["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} can't be used ({type(error).__name__}: {error}); take another workdir") from error
+    if fixed.threshold != threshold:
+        raise ConfigError(
+            f"--threshold={threshold:g}, but {workdir} was begun with {fixed.threshold:g}: it is fixed before the "
+            "runs; take another workdir for another"
+        )
+    differing = [
+        f"{key} (there {previous[key]!r}, here {value!r})"
+        for key, value in keys.items()
+        if previous.get(key, value) != value  # a key that wasn't there yet has had its default
+    ]
+    if differing:
+        raise ConfigError(
+            f"{workdir} compares runs of another config; take another workdir, or mend: {'; '.join(differing)}"
+        )
+    return fixed
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    """The keys of training and of its evaluation that all cells have, where no method or axis sets another."""
+    shared, training = shared_keys(config), training_keys(flatten(config))
+    return {key: value for key, value in shared.items() if key in training or key.startswith("eval.")}
+
+
+def rows_of(workdir: Path, grid: Grid) -> list[Row]:
+    """The rows of all cells that are done: those of the grid in its order, and those of earlier grids after them."""
+    own = [row for cell in grid.cells if (row := row_of(workdir, cell))]
+    names = {cell.name for cell in grid.cells}
+    others = (path for path in sorted(workdir.glob(f"cells/*/{RESULT}")) if path.parent.name not in names)
+    return own + [json.loads(path.read_text()) for path in others]

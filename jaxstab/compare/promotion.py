@@ -1,0 +1,104 @@
+"""House law: what may be called better, by a threshold that is fixed before the runs; and what is run until then.
+
+The rate of a variant is the best by the first seed. What it wins by is judged on the other seeds, which had no part in
+choosing it: paired differences to the baseline at its own rate, and a two-sided permutation of their signs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxstab.compare.comparison import Law
+from jaxstab.compare.grid import Cell, Grid
+from jaxstab.compare.statistics import Paired, paired
+from jaxstab.compare.tables import Row, Table, best_rate, difference, losses, variants
+from jaxstab.config import ConfigError
+
+THRESHOLD = 0.05
+
+
+class Verdict(NamedTuple):
+    """How a variant stands against the baseline.
+
+    Attributes:
+      variant, rate: the one, at its best rate by the first seed.
+      difference: to the baseline over the other seeds.
+      word: "promoted", "worse", "within noise", or what is missing.
+    """
+
+    variant: str
+    rate: float
+    difference: Paired
+    word: str
+
+
+def seeds_needed(threshold: float) -> int:
+    """The fewest seeds with which the law can be met: one to choose the rate, and 2/2^n <= threshold."""
+    return 1 + math.ceil(math.log2(2 / threshold))
+
+
+def check_seeds(count: int, threshold: float) -> None:
+    """Raises ConfigError where so few seeds can't promote anything."""
+    if count < seeds_needed(threshold):
+        raise ConfigError(
+            f"--until=promotion needs {seeds_needed(threshold)} --seeds or more for --threshold={threshold:g}: one to "
+            f"choose rates, and with n others no p is under 2/2^n; {count} {'is' if count == 1 else 'are'} given"
+        )
+
+
+def screening(grid: Grid, law: Law) -> list[Cell]:
+    """The cells of the seed that chooses rates: every variant at every rate."""
+    return [cell for cell in grid.cells if cell.seed == law.seed]
+
+
+def deciding(grid: Grid, rows: Sequence[Row], loss: str, law: Law) -> list[Cell]:
+    """All seeds of the baseline and of those that the first seed doesn't put behind it, at their best rates."""
+    first = [row for row in rows if row["seed"] == law.seed]
+    rate = {variant: best_rate(first, variant, loss) for variant in variants(first)}
+    least = {variant: min(losses(first, variant, rate[variant], loss).values()) for variant in rate}
+    chosen = {variant for variant in rate if least[variant] <= least[law.baseline]}
+    return [cell for cell in grid.cells if cell.variant in chosen and cell.learning_rate == rate[cell.variant]]
+
+
+def verdicts(rows: Sequence[Row], loss: str, law: Law) -> list[Verdict]:
+    """How every variant but the baseline stands, by the law; none where the baseline isn't there."""
+    first = [row for row in rows if row["seed"] == law.seed]
+    others = [row for row in rows if row["seed"] != law.seed]
+    if law.baseline not in variants(first):
+        return []
+    reference = losses(others, law.baseline, best_rate(first, law.baseline, loss), loss)
+
+    def verdict(variant: str) -> Verdict:
+        rate = best_rate(first, variant, loss)
+        result = paired(losses(others, variant, rate, loss), reference)
+        return Verdict(variant, rate, result, _word(result, law.threshold))
+
+    return [verdict(variant) for variant in variants(first) if variant != law.baseline]
+
+
+def promotions(rows: Sequence[Row], loss: str, law: Law) -> Table:
+    """The verdicts as a table."""
+    each = verdicts(rows, loss, law)
+    body = tuple((v.variant, f"{v.rate:g}", difference(v.difference), v.word) for v in each)
+    below = (
+        f"The law, fixed before the runs: rates by seed {law.seed}, differences over the other seeds, paired; promoted "
+        f"where p <= {law.threshold:g} by permutation of signs, two-sided, which takes {seeds_needed(law.threshold)} "
+        f"seeds. Of {len(each)} methods that are no better, {len(each) * law.threshold / 2:.2g} would be promoted by "
+        "chance."
+    )
+    return Table("Promotion", ("method", "rate", f"difference to {law.baseline} [95%]; p", "verdict"), body, below)
+
+
+def _word(result: Paired, threshold: float) -> str:
+    difference = result.difference
+    if not difference.n:
+        return "no seed beside the first"
+    if not math.isfinite(difference.mean):
+        return "a run diverged"
+    if 2 / 2**difference.n > threshold:
+        return f"too few seeds ({difference.n})"
+    if result.p > threshold:
+        return "within noise"
+    return "promoted" if difference.mean < 0 else "worse"

@@ -1,0 +1,141 @@
+"""Running a grid: what it will take, cell after cell, and the report of all that is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from jaxstab.compare import ahead, promotion, report
+from jaxstab.compare.cells import Row, row_of, run_cell
+from jaxstab.compare.comparison import Law, fix, rows_of
+from jaxstab.compare.grid import Cell, Grid
+from jaxstab.compare.programs import Programs
+from jaxstab.logging.console import say, shown
+from jaxstab.train import workdir as workdirs
+from jaxstab.train.config import Config
+
+TIMES = "step_times"  # a file for each variant
+
+
+def compare(
+    config: Config,
+    grid: Grid,
+    workdir: Path,
+    share: tuple[int, int] = (0, 1),
+    threshold: float = promotion.THRESHOLD,
+    until_promotion: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Runs the cells of a grid that aren't done, and writes `results.jsonl`, `report.md` and `report.html`.
+
+    Started again with the same workdir it goes on: cells that are done are left alone, one that was stopped in its
+    middle goes on from its last checkpoint. Several processes or machines may share a workdir: a cell that another is
+    at work on is passed over. The report is of all cells in the workdir, those of earlier grids too.
+
+    Args:
+      config: what all cells share.
+      grid: the cells, whose first method is the baseline.
+      workdir: of the comparison; every cell has a directory below it.
+      share: (i, n): of every n cells that with the number i.
+      threshold: the largest p at which a difference isn't noise; fixed when the comparison is begun.
+      until_promotion: whether only those cells are run that the law needs: the first seed everywhere, then the others
+        of the methods that it doesn't put behind the baseline, at their best rates.
+      console: is told how far it is.
+
+    Raises:
+      UserError: a cell can't be run at all, or the workdir is that of another comparison.
+    """
+    console = console or Console(highlight=False)
+    if until_promotion:
+        promotion.check_seeds(len({cell.seed for cell in grid.cells}), threshold)
+    workdirs.make(workdir)
+    law = fix(workdir, config, grid, threshold)
+    runner = Runner(grid, workdir, law, share, console)
+    screening = promotion.screening(grid, law) if until_promotion else grid.cells
+    runner.run(screening)
+    missing = sum(row_of(workdir, cell) is None for cell in screening)
+    if until_promotion and missing:
+        say(
+            console, f"{missing} runs of seed {law.seed} aren't done; with them, the same command goes on to the others"
+        )
+    elif until_promotion:
+        rows = rows_of(workdir, grid)
+        runner.run(promotion.deciding(grid, rows, report.loss_of(rows), law))
+    runner.report()
+
+
+class Runner:
+    """What running cells takes: the programs that they share, and where they are kept."""
+
+    def __init__(self, grid: Grid, workdir: Path, law: Law, share: tuple[int, int], console: Console):
+        self._grid, self._workdir, self._law, self._share, self._console = grid, workdir, law, share, console
+        self._programs, self._of_baseline = Programs(), Programs()
+
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Runs the cells of this machine's share that aren't done."""
+        number, of = self._share
+        due = [cell for cell in cells[number::of] if row_of(self._workdir, cell) is None]
+        if not due:
+            return
+        about = ahead.told(due, ahead.trial(due[0].config, self._programs))
+        say(self._console, f"{len(cells)} cells, {len(due)} to be run here, into {self._workdir}: {about}")
+        for place, cell in enumerate(shown(self._console, "cells")(due), 1):
+            say(self._console, f"{place}/{len(due)} {cell.name}: {self._run(cell)}")
+
+    def _run(self, cell: Cell) -> str:
+        if row := row_of(self._workdir, cell):
+            return f"{_told(row)}, by another process"
+        row = run_cell(self._workdir, cell, self._programs)
+        if row is None:
+            return "another process is at work on it"
+        self._time(cell)
+        return _told(row)
+
+    def _time(self, cell: Cell) -> None:
+        """Times a variant's step beside the baseline's, once."""
+        path = self._workdir / TIMES / f"{cell.variant.replace('/', '_')}.json"
+        baseline = next((each for each in self._grid.cells if each.variant == self._law.baseline), None)
+        if path.exists() or baseline is None:
+            return
+        workdirs.make(path.parent)
+        try:
+            steppers = (
+                ahead.stepper_of(cell.config, self._programs),
+                ahead.stepper_of(baseline.config, self._of_baseline),
+            )
+            times = ahead.in_turns(*steppers, cell.config.train.steps)
+        except jax.errors.JaxRuntimeError as error:  # two models at once may be more than the memory takes
+            say(self._console, f"the step of {cell.variant} isn't timed: {str(error).partition(chr(10))[0]}")
+            return
+        workdirs.write_whole(path, {"variant": cell.variant, **times._asdict()})
+
+    def report(self) -> None:
+        """Writes the report of all cells that are done."""
+        rows = rows_of(self._workdir, self._grid)
+        if not rows:
+            return
+        report.write(self._grid, rows, self._law, _times(self._workdir), self._workdir)
+        done = sum(row_of(self._workdir, cell) is not None for cell in self._grid.cells)
+        say(self._console, f"{done} of {len(self._grid.cells)} cells are done: {self._workdir / 'report.html'}")
+        promoted = [
+            each for each in promotion.verdicts(rows, report.loss_of(rows), self._law) if each.word == "promoted"
+        ]
+        if promoted:
+            names = ",".join([self._law.baseline, *(each.variant for each in promoted)])
+            say(self._console, f"Promoted, and due on the next rung: --methods={names}")
+
+
+def _times(workdir: Path) -> Mapping[str, Any]:
+    read = [json.loads(path.read_text()) for path in workdir.glob(f"{TIMES}/*.json")]
+    return {each["variant"]: each for each in read}
+
+
+def _told(row: Row) -> str:
+    if row["diverged"]:
+        return f"diverged{', ' + row['stopped'] if row['stopped'] else ''}"
+    return f"loss {row[next(loss for loss in report.LOSSES if loss in row)]:.4f}"
