@@ -12,7 +12,7 @@ import numpy as np
 from jaxstab.compare import tables
 from jaxstab.compare.cells import Row
 from jaxstab.compare.comparison import Law
-from jaxstab.compare.figures import Figure, figures
+from jaxstab.compare.curves import Figure, figures
 from jaxstab.compare.grid import Grid
 from jaxstab.compare.promotion import promotions
 from jaxstab.compare.tables import Table
