@@ -17,15 +17,18 @@ from typing import Any
 
 import filelock
 
+from jaxstab import durable, safe_json
 from jaxstab.config import UserError
 from jaxstab.data.config import DataConfig
-from jaxstab.data.packing import SPLITS, console, pack
+from jaxstab.data.console import console
+from jaxstab.data.packing import SPLITS, pack
 from jaxstab.data.records import PackedSplit
 from jaxstab.data.sources import Source, open_source
 from jaxstab.data.tokenizers import Tokenizer, load_tokenizer
 
-FORMAT = 1  # raise it when the same documents would be packed differently
+FORMAT = 2  # raise it when the same documents would be packed differently
 MANIFEST = "manifest.json"
+NEEDED = {"digest", "bad_lines", "unknown"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +61,12 @@ def prepare(config: DataConfig) -> Prepared:
     source = open_source(config)
     recipe = _recipe(config, tokenizer, source)
     directory = Path(config.cache_dir).expanduser() / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-    manifest = read_manifest(directory)
+    manifest = read_manifest(directory, recipe)
     if manifest is None:
         with _locked(directory):
-            manifest = read_manifest(directory) or _build(config, tokenizer, source, recipe, directory)
+            manifest = read_manifest(directory, recipe) or _build(config, tokenizer, source, recipe, directory)
     _report_bad_lines(manifest["bad_lines"], config.bad_lines)
+    _report_unknown(manifest["unknown"])
     train, validation = (PackedSplit(directory, name, manifest) for name in SPLITS)
     return Prepared(train, validation, tokenizer, directory, manifest["digest"])
 
@@ -80,7 +84,7 @@ def _recipe(config: DataConfig, tokenizer: Tokenizer, source: Source) -> dict[st
     return {
         "format": FORMAT,
         "source": config.source,
-        "documents": source.identity,
+        "documents": source.identity(),
         "tokenizer": tokenizer.digest,
         "length": config.length,
         "validation_fraction": config.validation_fraction,
@@ -88,15 +92,20 @@ def _recipe(config: DataConfig, tokenizer: Tokenizer, source: Source) -> dict[st
     }
 
 
-def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a whole cache; None where there is none, or where a file is missing or of another size."""
+def read_manifest(directory: Path, recipe: Any = None) -> dict[str, Any] | None:
+    """The manifest of a whole cache; None where there is none, it is of another recipe, or a file isn't as it says."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text())
-        files = [file for split in SPLITS for file in manifest["splits"][split]["files"]]
-        whole = all((directory / file["name"]).stat().st_size == file["bytes"] for file in files)
-    except (OSError, ValueError, KeyError):
+        manifest = safe_json.load(directory / MANIFEST)
+        whole = recipe is None or manifest["recipe"] == json.loads(json.dumps(recipe))
+        for name in SPLITS:
+            whole = whole and _whole(PackedSplit(directory, name, manifest))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return manifest if whole else None
+    return manifest if whole and manifest.keys() >= NEEDED else None
+
+
+def _whole(split: PackedSplit) -> bool:
+    return all(path.parent == split.directory and path.stat().st_size == size for path, size in split.files.items())
 
 
 @contextlib.contextmanager
@@ -140,7 +149,7 @@ def _build(config: DataConfig, tokenizer: Tokenizer, source: Source, recipe: dic
         manifest = {"digest": digest, "length": config.length, "vocabulary": tokenizer.vocabulary, "end": tokenizer.end}
         manifest |= {**packed, "recipe": recipe}
         (whole / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        whole.rename(directory)
+        durable.replace(whole, directory)
     return manifest
 
 
@@ -159,3 +168,9 @@ def _report_bad_lines(places: list[str], limit: int) -> None:
         raise UserError(f"{places[limit]} ({len(places)} bad in all; data.bad_lines={limit} are tolerated)")
     if places:
         console.print(f"{len(places)} bad lines were skipped, the first: {places[0]}", markup=False, soft_wrap=True)
+
+
+def _report_unknown(times: int) -> None:
+    if times:
+        what = "the tokenizer has no piece for a part of the text, where its unknown piece stands, or nothing"
+        console.print(f"{times:,} times {what}", soft_wrap=True)

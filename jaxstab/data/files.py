@@ -6,29 +6,29 @@ A compressed file is one unit. A plain file is one unit per `UNIT_BYTES`, and so
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import glob
-import gzip
-import io
 import itertools
-import json
 import lzma
 import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxstab import safe_json
 from jaxstab.config import UserError
+from jaxstab.data.compressed import SUFFIXES as COMPRESSED
+from jaxstab.data.compressed import open_binary, remedy
 
 UNIT_BYTES = 8 << 20
 PASSAGE_BYTES = 8 << 10
-COMPRESSED = (".gz", ".xz", ".zst")
 FORMATS = (".txt", ".jsonl", ".json", ".parquet")
 
 
@@ -71,10 +71,9 @@ def _check(path: Path) -> None:
         raise UserError(f"{path} is empty")
 
 
-def stamp(path: Path) -> tuple[str, int, int]:
-    """What tells one version of a file from another without reading it: name, size in bytes, time of change in ns."""
-    stat = path.stat()
-    return path.name, stat.st_size, stat.st_mtime_ns
+def kind(path: Path) -> tuple[str, str]:
+    """How a file is read: its format, and how it is compressed."""
+    return _suffix(path), path.suffix if path.suffix in COMPRESSED else ""
 
 
 def file_units(path: Path, field: str) -> list[Unit]:
@@ -99,30 +98,37 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read: {reason}") from error
+        reason = reason_of(error)
+        raise UserError(f"{path} cannot be read: {reason}{remedy(path, reason)}") from error
 
 
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".xz":
-        return lzma.open(path, "rb")
-    if path.suffix == ".zst":
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
-    return open(path, "rb")
+def reason_of(error: Exception) -> str:
+    """What went wrong, on one line; the kind of an error that says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 def _lines(path: Path, start: int, stop: int) -> Iterator[bytes]:
-    """The lines that begin in [start, stop)."""
-    with readable(path), _open(path) as file:
+    """The lines that begin in [start, stop), without a byte-order mark before the first."""
+    with readable(path), open_binary(path) as file:
         at = start
         if start:
             file.seek(start - 1)
             at = start - 1 + len(file.readline())
         while at < stop and (line := file.readline()):
+            yield line if at else _first(path, line)
             at += len(line)
-            yield line
+
+
+def _first(path: Path, line: bytes) -> bytes:
+    """The first line of a file; raises UserError where it isn't UTF-8 from its first bytes on."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in line[:4]:
+        raise UserError(f"{path} is UTF-16 or binary, not UTF-8 text: iconv -f UTF-16 -t UTF-8 makes UTF-8 of UTF-16")
+    return line.removeprefix(codecs.BOM_UTF8)
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> str:
+    return f"{where}: not UTF-8 text ({error.reason}): iconv -f LATIN1 -t UTF-8 makes UTF-8 of Latin-1"
 
 
 def _place(path: Path, start: int, line: int) -> str:
@@ -136,7 +142,9 @@ def _json_lines(path: Path, field: str, start: int, stop: int, bad: BadLines) ->
         if not line.strip():
             continue
         try:
-            text = text_of(json.loads(line), field)
+            text = text_of(safe_json.loads(line.decode()), field)
+        except UnicodeDecodeError as error:
+            bad.add(_not_utf8(_place(path, start, number), error))
         except ValueError as error:
             bad.add(f"{_place(path, start, number)}: {error}")
         else:
@@ -163,7 +171,7 @@ def _passages(path: Path, start: int, stop: int, _bad: BadLines) -> Iterator[str
         try:
             lines.append(line.decode())
         except UnicodeDecodeError as error:
-            raise UserError(f"{_place(path, start, number)}: not UTF-8 text ({error.reason})") from error
+            raise UserError(_not_utf8(_place(path, start, number), error)) from error
         size += len(line)
         if size >= 2 * PASSAGE_BYTES or (size >= PASSAGE_BYTES and not line.strip()):
             yield "".join(lines)

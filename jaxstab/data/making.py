@@ -8,8 +8,9 @@ from pathlib import Path
 
 from jaxstab.config import UserError
 from jaxstab.data.config import DataConfig
+from jaxstab.data.console import console
 from jaxstab.data.files import BadLines
-from jaxstab.data.packing import console, split_of
+from jaxstab.data.packing import split_of
 from jaxstab.data.sources import Source, documents, open_source
 from jaxstab.data.tokenizers import END
 

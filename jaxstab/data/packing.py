@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxstab.data.config import DataConfig
+from jaxstab.data.console import console
+from jaxstab.data.encoding import encode
 from jaxstab.data.files import BadLines, Unit
 from jaxstab.data.parallel import cores, in_order
 from jaxstab.data.records import SplitWriter, token_dtype
@@ -31,8 +32,6 @@ SPLITS = ("train", "validation")
 DOCUMENTS_PER_CALL = 64
 TOKENS_PER_CHUNK = 1 << 22
 
-console = Console(stderr=True, highlight=False)
-
 
 def split_of(text: str, validation_fraction: float) -> str:
     """The split of a document: a function of its text alone, so that copies of it land together."""
@@ -42,11 +41,13 @@ def split_of(text: str, validation_fraction: float) -> str:
 
 @dataclasses.dataclass
 class Tokenised:
-    """The result of one unit: a file of raw tokens per split, the number of documents in each, and the bad lines."""
+    """The result of one unit: a file of raw tokens per split, the number of documents in each, the bad lines, and how
+    much of the text the tokenizer has no piece for."""
 
     paths: dict[str, Path]
     documents: dict[str, int]
     bad: list[str]
+    unknown: int = 0
 
     def chunks(self, split: str, dtype: np.dtype) -> Iterator[np.ndarray]:
         """The unit's tokens of a split; its file is deleted at the end."""
@@ -60,6 +61,7 @@ def tokenise(config: DataConfig, directory: Path, numbered: tuple[int, Unit]) ->
     """Writes the tokens of one unit to files in `directory`; runs in any process."""
     number, unit = numbered
     tokenizer = load_tokenizer(config.tokenizer, config.end_token)
+    dtype = token_dtype(tokenizer.vocabulary)
     bad = BadLines(config.bad_lines)
     done = Tokenised(
         {name: directory / f"{number:07d}.{name}" for name in SPLITS}, dict.fromkeys(SPLITS, 0), bad.places
@@ -68,16 +70,13 @@ def tokenise(config: DataConfig, directory: Path, numbered: tuple[int, Unit]) ->
     with ExitStack() as stack:
         files = {name: stack.enter_context(open(path, "wb")) for name, path in done.paths.items()}
         while batch := list(itertools.islice(texts, DOCUMENTS_PER_CALL)):
-            for name, tokens in _encode(tokenizer, batch, config.validation_fraction):
+            encoded, unknown = encode(tokenizer, batch)
+            done.unknown += unknown
+            for text, ids in zip(batch, encoded, strict=True):
+                name = split_of(text, config.validation_fraction)
                 done.documents[name] += 1
-                files[name].write(tokens.tobytes())
+                files[name].write(np.append(ids.astype(dtype), dtype.type(tokenizer.end)).tobytes())
     return done
-
-
-def _encode(tokenizer: Tokenizer, texts: list[str], fraction: float) -> Iterator[tuple[str, np.ndarray]]:
-    dtype = token_dtype(tokenizer.vocabulary)
-    for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
-        yield split_of(text, fraction), np.append(ids.astype(dtype), dtype.type(tokenizer.end))
 
 
 def pack(config: DataConfig, tokenizer: Tokenizer, source: Source, scratch: Path, out: Path) -> dict[str, Any]:
@@ -87,17 +86,19 @@ def pack(config: DataConfig, tokenizer: Tokenizer, source: Source, scratch: Path
     console.print(f"Tokenising {source.title}, by {workers} process{'es' * (workers > 1)}", soft_wrap=True)
     dtype = token_dtype(tokenizer.vocabulary)
     writers = {name: SplitWriter(out, name, config.length, dtype) for name in SPLITS}
-    bad = BadLines(config.bad_lines)
+    bad, unknown = BadLines(config.bad_lines), 0
     task = functools.partial(tokenise, config, scratch)
     with _progress(len(units)) as advance, closing(in_order(task, enumerate(units), workers)) as results:
         for done in results:
             _take(done, writers, dtype)
+            unknown += done.unknown
             for where in done.bad:
                 bad.add(where)
             advance(sum(writer.tokens for writer in writers.values()))
             if 0 < config.max_tokens <= writers["train"].tokens:
                 break
-    return {"splits": {name: writer.close() for name, writer in writers.items()}, "bad_lines": bad.places}
+    splits = {name: writer.close() for name, writer in writers.items()}
+    return {"splits": splits, "bad_lines": bad.places, "unknown": unknown}
 
 
 def _take(done: Tokenised, writers: dict[str, SplitWriter], dtype: np.dtype) -> None:

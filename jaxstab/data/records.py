@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import hashlib
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +51,17 @@ class SplitWriter:
             self._close_file()
             self._files.append(self._directory / f"{self._name}-{len(self._files):05d}.array_record")
             # One record per chunk, as they are read at random. Compression would save a fifth, and make packing slow.
-            self._writer = ArrayRecordWriter(str(self._files[-1]), "group_size:1,uncompressed")
-        self._writer.write(record)
+            with _reported(self._files[-1]):
+                self._writer = ArrayRecordWriter(str(self._files[-1]), "group_size:1,uncompressed")
+        with _reported(self._files[-1]):
+            self._writer.write(record)
         self._sha256.update(record)
         self.records += 1
 
     def _close_file(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with _reported(self._files[-1]):
+                self._writer.close()
 
     def close(self) -> dict[str, Any]:
         """Drops what doesn't fill a record; returns the split's part of the manifest."""
@@ -70,11 +75,22 @@ class SplitWriter:
         }
 
 
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turns what the library raises where a file can't be written into what Python raises."""
+    try:
+        yield
+    except RuntimeError as error:  # "UNKNOWN: No space left on device; write() failed; ..."
+        raise OSError(errno.EIO, str(error).splitlines()[0].split("; ")[0], str(path)) from error
+
+
 class PackedSplit:
     """The records of one split, read by index.
 
     Attributes:
         name: "train" or "validation".
+        directory: where its files are.
+        files: their paths and sizes in bytes.
         length: T; a record has T+1 tokens.
         documents, tokens, records: counts; tokens include those that end documents.
     """
@@ -86,7 +102,8 @@ class PackedSplit:
         self.documents: int = counts["documents"]
         self.tokens: int = counts["tokens"]
         self.records: int = counts["records"]
-        self._paths = [str(directory / file["name"]) for file in counts["files"]]
+        self.directory = directory
+        self.files: dict[Path, int] = {directory / file["name"]: file["bytes"] for file in counts["files"]}
         self._dtype = token_dtype(manifest["vocabulary"])
 
     def __len__(self) -> int:
@@ -94,7 +111,7 @@ class PackedSplit:
 
     @functools.cached_property
     def _rows(self) -> ArrayRecordDataSource:
-        return ArrayRecordDataSource(self._paths)
+        return ArrayRecordDataSource([str(path) for path in self.files])
 
     def read(self, indices: Iterable[int]) -> np.ndarray:
         """The records at `indices`, in that order: int32 [n, T+1]."""
@@ -107,5 +124,5 @@ class PackedSplit:
             rows = b"".join(self._rows.__getitems__(wanted))
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{Path(self._paths[0]).parent} is damaged, delete it and start again: {reason}") from error
+            raise UserError(f"{self.directory} is damaged, delete it and start again: {reason}") from error
         return np.frombuffer(rows, self._dtype).reshape(len(wanted), self.length + 1).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Sources of documents. Each knows its identity without reading the text, and yields documents by units of work."""
+"""Sources of documents. Each knows its identity, by the content of its files, and yields documents by units of work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 from jaxstab.config import UserError
 from jaxstab.data import files
 from jaxstab.data.config import DataConfig
-from jaxstab.data.files import BadLines, Unit
+from jaxstab.data.files import BadLines, Unit, reason_of
+from jaxstab.data.identity import digest, digests
 
 DOCUMENTS_PER_UNIT = 4096
 PYTHON_FILES_PER_UNIT = 128
@@ -35,12 +36,12 @@ class Source:
 
     Attributes:
         title: what people call it.
-        identity: JSON that changes when the documents do; part of the cache's key.
+        identity: gives JSON that changes when the documents do; part of the cache's key.
         units: lists the picklable units of work, whose documents in order are the corpus.
     """
 
     title: str
-    identity: Any
+    identity: Callable[[], Any]
     units: Callable[[], list[Unit]]
 
 
@@ -59,8 +60,11 @@ def documents(source: Source, bad: BadLines) -> Iterator[str]:
 def _text(config: DataConfig) -> Source:
     paths = files.find(config.files)
     title = f"{len(paths)} files, {sum(path.stat().st_size for path in paths) / 1e6:,.1f} MB"
-    identity = [config.field, [files.stamp(path) for path in paths]]
-    return Source(title, identity, lambda: [unit for path in paths for unit in files.file_units(path, config.field)])
+
+    def content() -> Any:
+        return [config.field, list(zip(map(files.kind, paths), digests(paths, config.cache_dir), strict=True))]
+
+    return Source(title, content, lambda: [unit for path in paths for unit in files.file_units(path, config.field)])
 
 
 def _stdlib(_config: DataConfig) -> Source:
@@ -71,7 +75,7 @@ def _stdlib(_config: DataConfig) -> Source:
     starts = range(0, len(paths), PYTHON_FILES_PER_UNIT)
     return Source(
         f"the standard library of Python {sys.version_info.major}.{sys.version_info.minor}, {len(paths)} files",
-        [(str(path.relative_to(root)), *files.stamp(path)[1:]) for path in paths],
+        lambda: [digest(path) for path in paths],  # a tenth of a second
         lambda: [functools.partial(_python_files, paths[start : start + PYTHON_FILES_PER_UNIT]) for start in starts],
     )
 
@@ -101,10 +105,9 @@ def _tfds(config: DataConfig) -> Source:
         )
     rows = len(_tfds_rows(builder, config))
     bounds = [(start, min(start + DOCUMENTS_PER_UNIT, rows)) for start in range(0, rows, DOCUMENTS_PER_UNIT)]
-    prepared = (builder.data_path / "dataset_info.json").stat().mtime
     return Source(
         f"{info.full_name}, split {config.split}, {rows:,} documents",
-        [info.full_name, config.split, config.field, rows, prepared],
+        lambda: [info.full_name, config.split, config.field, rows, _content(str(builder.data_path), config)],
         lambda: [functools.partial(_tfds_documents, config, range(*bound)) for bound in bounds],
     )
 
@@ -136,8 +139,9 @@ def _tfds_rows(builder: Any, config: DataConfig) -> Any:
 
 def _tfds_documents(config: DataConfig, indices: range, bad: BadLines) -> Iterator[str]:
     rows = _tfds_rows(_tfds_builder(config.name, config.data_dir), config)
-    for index in indices:
-        yield from files.tolerated(rows[index], config.field, f"{config.name}: document {index}", bad)
+    with _readable(f"data.name={config.name}"):
+        for index in indices:
+            yield from files.tolerated(rows[index], config.field, f"{config.name}: document {index}", bad)
 
 
 def _hub(config: DataConfig) -> Source:
@@ -145,14 +149,16 @@ def _hub(config: DataConfig) -> Source:
     subset = config.subset or subset
     return Source(
         f"{name} {subset} {config.split}".replace("  ", " "),
-        [name, subset, config.split, field, _saved_stamp(name)],
+        lambda: [name, subset, config.split, field, _content(name, config)],
         lambda: _hub_units(name, subset, config.split, field),
     )
 
 
-def _saved_stamp(name: str) -> list[Any]:
-    """Names, sizes and times of a local data set's files; a hub's data set is known by its name alone."""
-    return [files.stamp(path) for path in sorted(Path(name).rglob("*")) if path.is_file()]
+def _content(directory: str, config: DataConfig) -> list[Any]:
+    """Names and digests of a local data set's files; a hub's data set has none, and is known by its name alone."""
+    paths = sorted(path for path in Path(directory).rglob("*") if path.is_file())
+    names = [str(path.relative_to(directory)) for path in paths]
+    return list(zip(names, digests(paths, config.cache_dir), strict=True))
 
 
 def _hub_units(name: str, subset: str, split: str, field: str) -> list[Unit]:
@@ -173,15 +179,26 @@ def _hub_rows(name: str, subset: str, split: str) -> Any:
         if (Path(name) / "dataset_dict.json").exists():
             return _hub_rows(str(Path(name) / split), subset, split)
         return datasets.load_dataset(name, subset or None, split=split, streaming=True)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"data.name={name} subset={subset} split={split} cannot be loaded: {reason}") from error
+    except Exception as error:  # the library raises its own, and those of the libraries below it
+        what = f"data.name={name} subset={subset} split={split}"
+        raise UserError(f"{what} cannot be loaded: {reason_of(error)}") from error
 
 
 def _hub_documents(rows: Iterable[dict[str, Any]], field: str, title: str, bad: BadLines) -> Iterator[str]:
-    with files.readable(Path(title)):  # the network may fail
+    with _readable(title):  # the network may fail
         for index, row in enumerate(rows):
             yield from files.tolerated(row, field, f"{title}, row {index}", bad)
+
+
+@contextlib.contextmanager
+def _readable(title: str) -> Iterator[None]:
+    """Turns what the readers of a data set raise, each its own, into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{title} cannot be read: {reason_of(error)}") from error
 
 
 def _import(module: str, otherwise: str) -> ModuleType:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from jaxstab import safe_json
 from jaxstab.config import UserError
+from jaxstab.data.end_token import EndTokenError, byte_level, control, hidden
 
 END = "<|endoftext|>"
 END_TOKENS = (END, "<|end_of_text|>", "</s>", "<eos>")
 IN_A_DIRECTORY = ("tokenizer.json", "encoder.json", "tokenizer.model")
+TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\n")  # a token in base64, and its rank
 
 
 class Tokenizer(Protocol):
@@ -36,6 +42,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, without end tokens."""
 
+    def unknown(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> int:
+        """How much of the texts, as `encode` has encoded them, has no piece: unknown pieces, or characters left out."""
+
 
 class ByteTokenizer:
     """UTF-8 bytes: ids 0 to 255 are bytes, 256 ends a document."""
@@ -50,41 +59,79 @@ class ByteTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
+    def unknown(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> int:
+        return 0
+
 
 class HuggingFaceTokenizer:
     """A tokenizer of the `tokenizers` library; special tokens in a document's text are encoded as plain text."""
 
-    def __init__(self, tokenizer, digest: str, end: int):
+    def __init__(self, tokenizer, path: Path, digest: str, vocabulary: int, end: int, unknown: int | None, drops: bool):
+        """`tokenizer` as `end_token.hidden` has it; `drops` where it leaves out what it has no piece for."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
-        self.vocabulary = max(tokenizer.get_vocab().values()) + 1
+        self._tokenizer, self._path = tokenizer, path
+        self._unknown, self._drops = unknown, drops
+        self.vocabulary = vocabulary
         self.end = end
         self.digest = digest
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+        with _encoding(self._path):
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [_checked(np.array(encoding.ids, np.int32), self) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids if i != self.end])
+
+    def unknown(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> int:
+        if self._unknown is not None:
+            return sum(int(np.count_nonzero(ids == self._unknown)) for ids in encoded)
+        return sum(map(self._dropped, texts)) if self._drops else 0
+
+    def _dropped(self, text: str) -> int:
+        """Characters, other than spaces, that no piece stands for."""
+        stood_for = np.zeros(len(text), bool)
+        for start, stop in self._tokenizer.encode(text, add_special_tokens=False).offsets:
+            stood_for[start:stop] = True
+        return sum(not text[i].isspace() for i in np.flatnonzero(~stood_for))
 
 
 class SentencePieceTokenizer:
     """A SentencePiece model; its end-of-sentence piece ends a document."""
 
-    def __init__(self, processor, digest: str, end: int):
-        self._processor = processor
+    def __init__(self, processor, path: Path, digest: str, end: int):
+        self._processor, self._path = processor, path
         self.vocabulary = processor.vocab_size()
         self.end = end
         self.digest = digest
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.array(ids, np.int32) for ids in self._processor.encode(list(texts), num_threads=1)]
+        with _encoding(self._path):
+            encoded = self._processor.encode(list(texts), num_threads=1)
+        return [_checked(np.array(ids, np.int32), self) for ids in encoded]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode([int(i) for i in ids if i != self.end])
+
+    def unknown(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> int:
+        return sum(int(np.count_nonzero(ids == self._processor.unk_id())) for ids in encoded)
+
+
+@contextlib.contextmanager
+def _encoding(path: Path) -> Iterator[None]:
+    """Turns what a library raises at a text that its tokenizer can't encode into one line."""
+    try:
+        yield
+    except Exception as error:  # both libraries raise bare exceptions
+        raise UserError(f"data.tokenizer={path} can't encode a document: {_reason(error)}") from error
+
+
+def _checked(ids: np.ndarray, tokenizer: HuggingFaceTokenizer | SentencePieceTokenizer) -> np.ndarray:
+    if np.any(ids == tokenizer.end):
+        raise UserError(f"data.tokenizer={tokenizer._path} makes its end token of the text of a document")
+    return ids
 
 
 @functools.lru_cache(maxsize=4)
@@ -106,6 +153,8 @@ def load_tokenizer(tokenizer: str, end_token: str = "") -> Tokenizer:
     try:
         load = _sentencepiece if path.suffix == ".model" else _huggingface
         return load(path, end_token)
+    except EndTokenError as error:
+        raise UserError(f"data.tokenizer={path}: {error}") from error
     except UserError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception
@@ -130,12 +179,30 @@ def _file(path: Path) -> Path:
 
 
 def _huggingface(path: Path, end_token: str) -> HuggingFaceTokenizer:
-    paths = [path]
-    if path.name.endswith("encoder.json"):
-        paths.append(_merges(path))
-    tokenizer = library_tokenizer(path)
-    end = _end(tokenizer.get_vocab(), end_token, path)
-    return HuggingFaceTokenizer(tokenizer, _digest(paths, end), end)
+    from tokenizers import Tokenizer as Library
+
+    paths = [path, _merges(path)] if path.name.endswith("encoder.json") else [path]
+    original = library_tokenizer(path)
+    pieces = original.get_vocab()
+    end = _end(pieces, end_token, path)
+    spec = safe_json.loads(original.to_str())
+    tokenizer = Library.from_str(json.dumps(hidden(spec, original.id_to_token(end))))
+    moved = [piece for piece, number in tokenizer.get_vocab().items() if pieces.get(piece, end) != number]
+    if moved:
+        raise UserError(f"data.tokenizer={path}: the ids of {moved[0]} and others depend on their order")
+    unknown = _unknown(spec["model"], pieces, path)
+    drops = spec["model"]["type"] == "BPE" and not (spec["model"].get("byte_fallback") or byte_level(spec["model"]))
+    return HuggingFaceTokenizer(tokenizer, path, _digest(paths, end), max(pieces.values()) + 1, end, unknown, drops)
+
+
+def _unknown(model: dict[str, Any], pieces: dict[str, int], path: Path) -> int | None:
+    """The id of what a model has no piece for; None where it has none."""
+    if model["type"] == "Unigram":
+        return model["unk_id"]
+    piece = model.get("unk_token")
+    if model["type"] in ("WordLevel", "WordPiece") and piece not in model["vocab"]:
+        raise UserError(f"data.tokenizer={path} lacks its unknown piece {piece}, which words that it doesn't know need")
+    return pieces.get(piece) if piece else None
 
 
 def library_tokenizer(path: Path):
@@ -165,10 +232,14 @@ def _gpt2(encoder: Path, merges: Path):
 def _sentencepiece(path: Path, end_token: str) -> SentencePieceTokenizer:
     from sentencepiece import SentencePieceProcessor
 
-    processor = SentencePieceProcessor(model_file=str(path))
+    content = path.read_bytes()
+    if TIKTOKEN_LINE.match(content):
+        raise UserError(f"data.tokenizer={path} is a file of tiktoken: take the model's tokenizer.json instead")
+    processor = SentencePieceProcessor(model_proto=content)
     pieces = {processor.id_to_piece(i): i for i in range(processor.vocab_size())}
     end = processor.eos_id() if not end_token and processor.eos_id() >= 0 else _end(pieces, end_token, path)
-    return SentencePieceTokenizer(processor, _digest([path], end), end)
+    processor = SentencePieceProcessor(model_proto=control(content, end))
+    return SentencePieceTokenizer(processor, path, _digest([path], end), end)
 
 
 def _end(vocabulary: dict[str, int], end_token: str, path: Path) -> int:

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxstab import safe_json
 from jaxstab.config import ConfigError, UserError
-from jaxstab.data import cache, files, packing, prepare
+from jaxstab.data import cache, files, identity, packing, prepare, records
 from jaxstab.data.packing import split_of
 from tests.data.conftest import make_texts, write_jsonl
 
@@ -88,13 +90,11 @@ def test_large_vocabularies_are_stored_in_four_bytes_and_files_are_cut(config, m
     np.testing.assert_array_equal(small.train.read(range(len(small.train))), large.train.read(range(len(large.train))))
 
 
-def test_a_complete_cache_is_opened_without_reading_the_source(config, tmp_path, monkeypatch):
+def test_a_complete_cache_is_opened_without_reading_the_source(config, monkeypatch):
+    monkeypatch.setattr(identity, "SETTLED_NS", 0)
     first = prepare(config)
-    for path in (tmp_path / "corpus").iterdir():
-        stat = path.stat()
-        path.write_bytes(b"?" * stat.st_size)  # of no use, were it read
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     monkeypatch.setattr(cache, "pack", lambda *_: pytest.fail("packed again"))
+    monkeypatch.setattr(identity, "digest", lambda *_: pytest.fail("read again"))
     start = time.perf_counter()
     assert prepare(config).digest == first.digest
     assert time.perf_counter() - start < 1
@@ -104,8 +104,8 @@ def test_a_complete_cache_is_opened_without_reading_the_source(config, tmp_path,
     "change", [{"length": 16}, {"validation_fraction": 0.3}, {"max_tokens": 9}, {"field": "id2"}, {"files": ("b",)}]
 )
 def test_what_changes_the_records_changes_the_key(config, tmp_path, change):
-    for name in "ab":
-        texts = make_texts(60)
+    for seed, name in enumerate("ab"):
+        texts = make_texts(60, seed)
         rows = [json.dumps({"text": text, "id2": text}) for text in texts]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
     config = dataclasses.replace(config, files=(f"{tmp_path}/a.jsonl",))
@@ -124,6 +124,33 @@ def test_a_changed_file_is_tokenised_again(config, tmp_path):
     assert prepare(config).digest != first.digest
 
 
+def test_content_decides_where_name_size_and_time_are_the_same(config, tmp_path, monkeypatch):
+    """In two directories, and in one: `touch` can't set the time of the inode's last change."""
+    monkeypatch.setattr(identity, "SETTLED_NS", 0)
+    digests = set()
+    for name, words in (("v1", "loss"), ("v2", "gain"), ("v1", "norm")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        path = write_jsonl(tmp_path / name / "t.jsonl", [f"{words} {i}" * 9 for i in range(20)])
+        os.utime(path, ns=(10**18, 10**18))
+        digests.add(prepare(dataclasses.replace(config, files=(str(path),))).digest)
+    assert len(digests) == 3
+
+
+def test_equal_content_elsewhere_is_the_same_corpus(config, tmp_path):
+    moved = dataclasses.replace(config, files=(f"{tmp_path}/elsewhere/*.jsonl",))
+    shutil.copytree(tmp_path / "corpus", tmp_path / "elsewhere")
+    assert prepare(config).directory == prepare(moved).directory
+
+
+def test_notes_that_are_damaged_or_too_fresh_are_not_relied_on(config, tmp_path, monkeypatch):
+    first = prepare(config)
+    notes = tmp_path / "cache" / identity.NOTES
+    assert safe_json.load(notes) == {}, "a file that has just been written may be written again within the same tick"
+    for content in (b"", b"[]", b"\xff\xfe", b'{"x":' * 9999, b'{"' + str(tmp_path).encode() + b'/corpus/a.jsonl": 3}'):
+        notes.write_bytes(content)
+        assert prepare(config).directory == first.directory
+
+
 def test_max_tokens_stops_after_a_unit(config, monkeypatch):
     monkeypatch.setattr(files, "UNIT_BYTES", 4000)
     whole, part = prepare(config), prepare(dataclasses.replace(config, max_tokens=10_000, workers=2))
@@ -137,7 +164,24 @@ DAMAGE = {
     "file missing": lambda path: (path / "validation-00000.array_record").unlink(),
     "no manifest": lambda path: (path / "manifest.json").unlink(),
     "half a manifest": lambda path: os.truncate(path / "manifest.json", 200),
+    "an empty manifest": lambda path: os.truncate(path / "manifest.json", 0),
+    "a manifest in UTF-16": lambda path: (path / "manifest.json").write_text("{}", "utf-16"),
+    "a foreign manifest": lambda path: (path / "manifest.json").write_text('["splits"]'),
+    "a deep manifest": lambda path: (path / "manifest.json").write_text('{"splits":' * 99_999),
+    "a manifest of another recipe": lambda path: edit(path, lambda manifest: manifest["recipe"].update(length=31)),
+    "a path out of the cache": lambda path: edit(path, outside),
 }
+
+
+def edit(directory, change):
+    manifest = safe_json.load(directory / "manifest.json")
+    change(manifest)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def outside(manifest):
+    (file,) = manifest["splits"]["train"]["files"]
+    file["name"] = "../" + file["name"]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -225,7 +269,7 @@ def test_a_failure_in_a_worker_reaches_the_caller_and_leaves_nothing(large, tmp_
         file.write('{"body": 1}\n')
     with pytest.raises(UserError, match=r"large.jsonl:24001: no field 'text'"):
         prepare(large)
-    assert [entry.suffix for entry in Path(large.cache_dir).iterdir()] == [".lock"]
+    assert {entry.suffix for entry in Path(large.cache_dir).iterdir()} <= {".lock", ".json"}
 
 
 def test_bad_lines_are_counted_over_all_files(config, tmp_path, capsys):
@@ -245,6 +289,18 @@ def test_too_little_text_for_a_record(config):
         UserError, match=r"the train split has \d+ tokens in \d+ documents, fewer than one record of 100001"
     ):
         prepare(dataclasses.replace(config, length=100_000))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_the_reason_in_one_line_and_leaves_nothing(config, tmp_path, monkeypatch, workers):
+    """In the library's writer, which raises RuntimeError; /dev/full takes no byte."""
+    real = records.ArrayRecordWriter
+    monkeypatch.setattr(records, "ArrayRecordWriter", lambda _, options: real("/dev/full", options))
+    monkeypatch.setattr(files, "UNIT_BYTES", 4000)
+    with pytest.raises(UserError, match=r"data.cache_dir=.*cache cannot be written: .*No space left") as error:
+        prepare(dataclasses.replace(config, workers=workers))
+    assert "\n" not in str(error.value)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
 
 def test_a_cache_that_cannot_be_written(config, tmp_path):

@@ -1,5 +1,6 @@
 """Local files: every format gives back the documents that went in, and damage gives one line."""
 
+import contextlib
 import gzip
 import json
 import lzma
@@ -12,6 +13,7 @@ import pytest
 
 from jaxstab.config import UserError
 from jaxstab.data import files
+from jaxstab.data.compressed import open_binary
 from jaxstab.data.files import BadLines, file_units, find
 from tests.data.conftest import make_texts, write_jsonl
 
@@ -42,6 +44,72 @@ def test_concatenated_streams_are_read_to_the_end(tmp_path, texts):
         path = tmp_path / f"a.jsonl{suffix}"
         path.write_bytes(pack(lines[:5000]) + pack(lines[5000:]))
         assert read(path) == texts, suffix
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+def test_no_bit_of_several_streams_can_flip_and_leave_text_out_in_silence(tmp_path, suffix):
+    """Every third bit, and every cut: what is read is all of the text, or there is an error."""
+    parts = [f"document {i} ".encode() * 9 for i in range(3)]
+    packed, path = b"".join(map(PACK[suffix], parts)), tmp_path / f"a{suffix}"
+
+    def content(data):
+        path.write_bytes(data)
+        with files.readable(path), open_binary(path) as file:
+            return file.read()
+
+    for bit in range(0, 8 * len(packed), 3):
+        flipped = bytearray(packed)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with contextlib.suppress(UserError):  # a name or a time in gzip's header says nothing of the text
+            assert content(flipped) == b"".join(parts), bit
+    between = {len(PACK[suffix](parts[0])), len(PACK[suffix](parts[0]) + PACK[suffix](parts[1]))}
+    for stop in set(range(1, len(packed), 7)) - between:
+        with pytest.raises(UserError):
+            content(packed[:stop])
+
+
+@pytest.mark.parametrize(("zeros", "valid"), [(4, True), (8, True), (100_000, True), (1, False), (6, False)])
+def test_zeros_behind_a_stream_of_xz_are_read_as_the_format_has_them(tmp_path, texts, zeros, valid):
+    lines = write_jsonl(tmp_path / "a.jsonl", texts).read_bytes()
+    path = tmp_path / "a.jsonl.xz"
+    path.write_bytes(lzma.compress(lines[:5000]) + bytes(zeros) + lzma.compress(lines[5000:]) + bytes(zeros))
+    if valid:
+        assert read(path) == texts
+    else:
+        with pytest.raises(UserError, match=f"{zeros} zeros follow a stream"):
+            read(path)
+
+
+def test_a_long_window_of_zstd_is_named_with_the_remedy(tmp_path):
+    """A frame with a window of 256 MiB, by RFC 8878: magic number, descriptor, window (exponent 18), an empty block."""
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfd" + bytes([0, 18 << 3]) + b"\x01\0\0")
+    with pytest.raises(UserError, match=r"longer than 128 MiB; zstd -dc --long=31 .*a.jsonl.zst \| zstd"):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".txt"])
+def test_encodings_are_read_or_named_with_the_remedy(tmp_path, suffix):
+    text = '{"text": "Käse"}\n' if suffix == ".jsonl" else "Käse\n"
+    path = tmp_path / f"a{suffix}"
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_text(text, encoding)
+        assert read(path) == ["Käse" if suffix == ".jsonl" else text], "a byte-order mark is no text"
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        path.write_text(text, encoding)
+        with pytest.raises(UserError, match=r"a.* is UTF-16 or binary, .*iconv -f UTF-16"):
+            read(path)
+    path.write_text(text, "latin-1")
+    with pytest.raises(UserError, match=r":1: not UTF-8 text .*iconv -f LATIN1"):
+        read(path)
+
+
+def test_json_that_is_too_deep_is_a_bad_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": ' + "[" * 200_000 + '\n{"text": "x", "score": NaN}\n')
+    with pytest.raises(UserError, match=r"a.jsonl:1: nested too deeply"):
+        read(path)
+    assert read(path, BadLines(1)) == ["x"]
 
 
 @pytest.mark.parametrize("unit_bytes", [64, 1000, 1 << 20])
@@ -85,7 +153,7 @@ BAD_LINES: dict[str, tuple[str | bytes, str]] = {
     "no object": ("[1]", "no field 'text': not even an object"),
     "no string": ('{"text": 3}', "field 'text' is no string"),
     "no json": ("{text", "Expecting property name"),
-    "no utf-8": (b'{"text": "\xff"}', "can't decode byte 0xff"),
+    "no utf-8": (b'{"text": "\xff"}', "not UTF-8 text (invalid start byte)"),
     "lone surrogate": ('{"text": "\\ud800"}', "surrogates not allowed"),
 }
 
