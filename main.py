@@ -12,7 +12,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxstab.commands import COMMANDS, WORKDIR, Call, Flag, overrides
-from jaxstab.config import ConfigError, UserError, declared, flatten, to_config_dict, unknown
+from jaxstab.config import ConfigError, EndedElsewhere, UserError, declared, flatten, to_config_dict, unknown
 from jaxstab.train.signals import Stopped
 
 CONFIG = Flag("config", None, "Path of a config file; --config.key=value changes a key of it.")
@@ -32,8 +32,8 @@ def main(argv: Sequence[str]) -> int:
         COMMANDS[call.command].run(call)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except Stopped as stopped:
-        return _fail(str(stopped), stopped.exit_code)
+    except (Stopped, EndedElsewhere) as ended:
+        return _fail(str(ended), ended.exit_code)
     except Exception as error:
         if debug or not isinstance(error, UserError):
             raise
@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    print(line, file=sys.stderr)
+    if line:
+        print(line, file=sys.stderr)
     return code
 
 

@@ -28,6 +28,14 @@ class UserError(Exception):
     """A mistake that its maker can mend: the message is one line, and no traceback is shown."""
 
 
+class EndedElsewhere(Exception):
+    """This process of a run ends, with all others, for a reason that another one tells."""
+
+    def __init__(self, exit_code: int):
+        super().__init__("")
+        self.exit_code = exit_code
+
+
 class ConfigError(UserError):
     """A configuration that cannot be used."""
 

@@ -86,7 +86,7 @@ def score(lm: LanguageModel, requests: Sequence[Request], shown: Shown = iter) -
     scores: dict[int, Score] = {}
     for shape, readings in shown(batches(lm, read_once(requests, lm.max_length))):
         arrays = jax.device_put(tuple(_padded(readings, *shape)), (rows, of_vector, of_vector, rows))
-        results = jax.device_get(program(lm.model, lm.weights, *arrays, places=shape[2], end=lm.tokenizer.end))
+        results = scale.fetch(program(lm.model, lm.weights, *arrays, places=shape[2], end=lm.tokenizer.end))
         for reading, *row in zip(readings, *results, strict=False):  # rows after these are padding
             for requests_of_one, total, is_greedy in zip(reading.lasts.values(), *row, strict=False):
                 scores |= dict.fromkeys(requests_of_one, Score(float(total), bool(is_greedy)))

@@ -2,6 +2,6 @@
 
 from jaxstab.logging.columns import read_measurements
 from jaxstab.logging.jsonl import in_force, read_metrics
-from jaxstab.logging.run import LogConfig, RunLogger
+from jaxstab.logging.run import LogConfig, RunLogger, SilentLogger
 
-__all__ = ["LogConfig", "RunLogger", "in_force", "read_measurements", "read_metrics"]
+__all__ = ["LogConfig", "RunLogger", "SilentLogger", "in_force", "read_measurements", "read_metrics"]

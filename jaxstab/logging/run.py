@@ -174,6 +174,34 @@ class RunLogger:
                 self.notice(f"{what} could not be written ({error}); training goes on, later writes are tried again")
 
 
+class SilentLogger(RunLogger):
+    """Takes what a run reports and writes nothing: for the processes of a run that leave it to one of them."""
+
+    def __init__(self) -> None:
+        """Opens no file."""
+
+    def train(self, step: int, scalars: Mapping[str, float], arrays: Mapping[str, np.ndarray] | None = None) -> None:
+        """Takes a step's metrics."""
+
+    def eval(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Takes the results of an evaluation."""
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Takes a text."""
+
+    def complete(self) -> None:
+        """Takes that the run is complete."""
+
+    def notice(self, line: str) -> None:
+        """Takes a line."""
+
+    def flush(self) -> None:
+        """Has nothing to bring to files."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
 def _printable(text: str) -> str:
     """`text` without control characters, which a terminal would obey; a model may generate any."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)

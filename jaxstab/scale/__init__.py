@@ -1,29 +1,39 @@
 """Running on many devices."""
 
+from jaxstab.scale.cluster import HostsConfig
+from jaxstab.scale.hosts import ALONE, Hosts, joined
 from jaxstab.scale.mesh import (
     AXES,
     RULES,
     RULES_WITHIN_REPLICA,
     MeshConfig,
     batch_sharding,
+    fetch,
     make_mesh,
     mesh_sizes,
     on_mesh,
     replicated,
+    rows_here,
     shardings,
     spec,
 )
 
 __all__ = [
+    "ALONE",
     "AXES",
     "RULES",
     "RULES_WITHIN_REPLICA",
+    "Hosts",
+    "HostsConfig",
     "MeshConfig",
     "batch_sharding",
+    "fetch",
+    "joined",
     "make_mesh",
     "mesh_sizes",
     "on_mesh",
     "replicated",
+    "rows_here",
     "shardings",
     "spec",
 ]

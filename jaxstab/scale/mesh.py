@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxstab.config import ConfigError, Options, Range, option
@@ -62,6 +63,12 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     if math.prod(sizes) > len(devices):
         raise ConfigError(f"mesh={given} needs {math.prod(sizes)} devices, and there are {len(devices)}")
     used = devices[: math.prod(sizes)]
+    idle = {device.process_index for device in devices} - {device.process_index for device in used}
+    if idle:
+        raise ConfigError(
+            f"mesh={given} takes {len(used)} of the {len(devices)} devices here, and leaves process {min(idle)} none: "
+            "make it take all"
+        )
     return jax.make_mesh(sizes, AXES, devices=used, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -94,6 +101,28 @@ def _tuple(name: str | tuple[str, ...]) -> tuple[str, ...]:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch `[B, T]` over the data axes. Records hold T+1 tokens, so the sequence is split after slicing."""
     return NamedSharding(mesh, PartitionSpec(("replica", "fsdp"), None))
+
+
+def rows_here(mesh: Mesh, rows: int) -> list[slice]:
+    """The rows of a batch that this process's devices hold; all of them where it is alone."""
+    indices = batch_sharding(mesh).addressable_devices_indices_map((rows, 1)).values()
+    ends = sorted({index[0].indices(rows)[:2] for index in indices if index})
+    merged: list[slice] = []
+    for start, end in ends:
+        first = merged.pop().start if merged and merged[-1].stop == start else start
+        merged.append(slice(first, end))
+    return merged
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays of devices as arrays of the host, whole on every host."""
+
+    def whole(array: Any) -> Any:
+        if array.is_fully_addressable or array.is_fully_replicated:
+            return array
+        return multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
 
 
 def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from jaxstab.config import Options, Range, UserError, option
+from jaxstab.scale.hosts import ALONE, Hosts
 from jaxstab.train.digests import digests, leaves_by_path
 
 LONGEST_REASON = 200  # characters
@@ -53,6 +54,7 @@ class Checkpoints:
         config: CheckpointConfig,
         warn: Callable[[str], None] = logging.warning,
         pinned: Callable[[], Collection[int]] = frozenset,
+        hosts: Hosts = ALONE,
     ):
         """Opens `directory`, made if missing, and removes what killed saves have left there.
 
@@ -61,13 +63,14 @@ class Checkpoints:
           config: when to save and what to keep.
           warn: takes the line that names a damaged checkpoint.
           pinned: tells the steps whose checkpoints stay whatever `config` says; asked at every save.
+          hosts: the run's processes, each of which writes and reads its part of the arrays.
 
         Raises:
           UserError: the directory cannot be made or read.
         """
         self._directory = Path(directory).absolute()
         self._every = config.every
-        self._warn = warn
+        self._warn, self._hosts = warn, hosts
         self._saving = -1
         policies = [LatestN(config.keep_last), _Pinned(pinned)]
         if config.keep_every:
@@ -80,6 +83,7 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
             raise UserError(f"checkpoints cannot be kept in {self._directory}: {reason(error)}") from error
+        hosts.agree(f"view of {self._directory}", {"checkpoints": self.steps()})
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -218,18 +222,25 @@ class Checkpoints:
         return state, record["meta"]
 
     def _item(self, step: int, name: str, args: ocp.args.CheckpointArgs) -> Any:
+        item, damage = None, ""
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
+            item = self._manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # the machine's trouble, not the checkpoint's
         except Exception as error:  # a damaged file shows itself in many ways
-            raise _DamagedError(f"its {name} cannot be read: {reason(error)}") from error
+            damage = f"its {name} cannot be read: {reason(error)}"
+        damage = self._hosts.any_of(damage)
+        if damage:
+            raise _DamagedError(damage)
+        return item
 
     def _set_aside(self, step: int) -> None:
         target = self._directory / f"{step}.damaged"
-        if target.exists():
-            shutil.rmtree(target)
-        (self._directory / str(step)).rename(target)
+        if self._hosts.writes:
+            if target.exists():
+                shutil.rmtree(target)
+            (self._directory / str(step)).rename(target)
+        self._hosts.meet()
         self._manager.reload()
 
 

@@ -28,7 +28,7 @@ from jaxstab.model.config import ModelConfig
 from jaxstab.model.transformer import reads_logits
 from jaxstab.optimize import PROJECTIONS, OptimizerConfig
 from jaxstab.reparam import METHODS, ReparamConfig, compose
-from jaxstab.scale import MeshConfig
+from jaxstab.scale import HostsConfig, MeshConfig
 from jaxstab.stability import StabilityConfig
 from jaxstab.train.checkpoint import CheckpointConfig
 
@@ -114,6 +114,7 @@ class Config(Options):
     optimizer: OptimizerConfig = section(OptimizerConfig)
     data: DataConfig = section(DataConfig)
     mesh: MeshConfig = section(MeshConfig)
+    hosts: HostsConfig = section(HostsConfig)
     train: TrainConfig = section(TrainConfig)
     stability: StabilityConfig = section(StabilityConfig)
     eval: EvalConfig = section(EvalConfig)
@@ -202,6 +203,7 @@ def check(config: Config) -> None:
 NOT_TRAINING = (
     "stability.",
     "mesh.",
+    "hosts.",
     "eval.",
     "checkpoint.",
     "log.",

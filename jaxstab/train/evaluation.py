@@ -141,7 +141,7 @@ class Evaluation:
             vocabulary=tokenizer.vocabulary,
             end=tokenizer.end,
         )
-        return tokenizer.decode([*prompt[1:], *np.asarray(tokens)])
+        return tokenizer.decode([*prompt[1:], *scale.fetch(tokens)])
 
 
 def prepare_texts(config: Config) -> dict[str, data.PackedSplit]:

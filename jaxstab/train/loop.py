@@ -13,17 +13,17 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxstab import data
+from jaxstab import data, scale
 from jaxstab.config import flatten
 from jaxstab.evaluate import opened
-from jaxstab.logging import RunLogger
+from jaxstab.logging import RunLogger, SilentLogger
 from jaxstab.logging.console import say
 from jaxstab.model.flops import flops_per_token
 from jaxstab.scale.chips import peak_flops
 from jaxstab.train import incidents, messages, recovery
 from jaxstab.train import journal as journals
 from jaxstab.train import workdir as workdirs
-from jaxstab.train.checkpoint import Checkpoints
+from jaxstab.train.checkpoint import Checkpoints, versions
 from jaxstab.train.clock import StepClock
 from jaxstab.train.config import Config
 from jaxstab.train.evaluation import Evaluation, Judge, check_prompt, prepare_texts
@@ -49,30 +49,45 @@ def train(
       UserError: what the user can mend: data, a config that doesn't fit the workdir, a loss that isn't finite.
       Stopped: after SIGTERM or SIGINT, with the state saved.
     """
-    console = console or Console(highlight=False)
-    workdirs.make(workdir)
-    with workdirs.alone(workdir):
-        _train(config, workdir, console, programs or build)
+    with scale.joined(config.hosts, _same_everywhere(config)) as hosts:
+        console = (console or Console(highlight=False)) if hosts.writes else Console(quiet=True)
+        workdirs.make(workdir)
+        with workdirs.alone(workdir, hosts):
+            _train(config, workdir, console, programs or build, hosts)
 
 
-def _train(config: Config, workdir: Path, console: Console, programs: Callable[..., Program]) -> None:
+# Keys of what a host has for itself.
+OF_ONE_HOST = ("hosts.process", "data.files", "data.data_dir", "data.cache_dir", "data.workers", "data.tokenizer")
+
+
+def _same_everywhere(config: Config) -> dict[str, Any]:
+    """What all processes of a run must have been started with."""
+    return {key: value for key, value in flatten(config).items() if key not in OF_ONE_HOST} | versions()
+
+
+def _train(
+    config: Config, workdir: Path, console: Console, programs: Callable[..., Program], hosts: scale.Hosts
+) -> None:
     tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)
     config = config.with_vocabulary(tokenizer.vocabulary)
     program = programs(config, tokenizer.end)  # first, so that what doesn't fit together costs no tokenising
     check_prompt(config, tokenizer)
     benchmarks = opened(config.eval.benchmark_data, config.eval.benchmarks, limit=config.eval.benchmark_limit)
-    corpus, texts = data.prepare(config.data), prepare_texts(config)
+    corpus, texts = hosts.in_turn(lambda: (data.prepare(config.data), prepare_texts(config)))
     data.Batches(corpus.train, config.data.seed).records(0, config.train.batch_size)  # raises where there are too few
     identity = {"tokenizer_digest": corpus.tokenizer.digest, "data_digest": corpus.digest}
     warn = functools.partial(say, console)
 
-    def pinned() -> set[int]:
-        return incidents.pinned(workdir) | {0}  # the state of step 0 may have been imported
+    hosts.agree("set of data", identity | {f"records of {name}": len(split) for name, split in texts.items()})
 
-    workdirs.claim(workdir, config, identity, warn)
+    def pinned() -> list[int]:
+        return hosts.told(lambda: sorted(incidents.pinned(workdir) | {0}))  # the state of step 0 may be imported
+
+    if hosts.writes:
+        workdirs.claim(workdir, config, identity, warn)
     evaluation = Evaluation(program, corpus, texts, benchmarks)
-    with Checkpoints(workdir / "checkpoints", config.checkpoint, warn, pinned) as checkpoints:
-        while _attempt(program, corpus, evaluation, identity, checkpoints, workdir, console):
+    with Checkpoints(workdir / "checkpoints", config.checkpoint, warn, pinned, hosts) as checkpoints:
+        while _attempt(program, corpus, evaluation, identity, checkpoints, workdir, console, hosts):
             pass
 
 
@@ -84,6 +99,7 @@ def _attempt(
     checkpoints: Checkpoints,
     workdir: Path,
     console: Console,
+    hosts: scale.Hosts,
 ) -> bool:
     """Goes on from the newest checkpoint that the journal hasn't abandoned; returns whether another attempt is due.
 
@@ -106,13 +122,17 @@ def _attempt(
     del restored
     total, settings = config.total_steps, flatten(config)
     with (
-        RunLogger(workdir, config.log, start or None, journal.attempt, total, console, settings) as logger,
-        StopRequest().listening() as request,
+        (
+            RunLogger(workdir, config.log, start or None, journal.attempt, total, console, settings)
+            if hosts.writes
+            else SilentLogger()
+        ) as logger,
+        StopRequest(hosts).listening() as request,
         StepClock() as clock,
     ):
         history = incidents.Incidents(workdir, config.stability.incidents, journal.attempt, start, logger.notice)
         trainer = Trainer(
-            program, inputs, evaluation, logger, checkpoints, identity, workdir, journal, history, request, clock
+            program, inputs, evaluation, logger, checkpoints, identity, workdir, journal, history, request, clock, hosts
         )
         try:
             trainer.advance(state, start, unjudged)
@@ -139,6 +159,7 @@ class Trainer:
     incidents: incidents.Incidents
     request: StopRequest
     clock: StepClock
+    hosts: scale.Hosts
 
     def __post_init__(self) -> None:
         self.config = self.program.setup.config
@@ -198,7 +219,7 @@ class Trainer:
     def _pauses_after(self, step: int) -> bool:
         """Whether the next step waits for what is done with this one."""
         is_due = self.evaluation.due(step) or self.checkpoints.due(step)
-        return is_due or step == self.total or self.request.number is not None
+        return is_due or step == self.total or self.request.agreed() is not None
 
     def _pause(self, step: int, state: TrainState) -> None:
         """Saves a step, which has been reported, evaluates it, and stops where a signal asks for it."""

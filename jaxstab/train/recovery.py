@@ -114,7 +114,9 @@ def act(action: Action, trainer: Trainer, step: int, state: TrainState) -> None:
     if action.rollback:
         first, end = action.rollback.skip
         trainer.logger.flush()
-        journals.append(trainer.workdir, action.rollback)
+        if trainer.hosts.writes:
+            journals.append(trainer.workdir, action.rollback)
+        trainer.hosts.meet()  # all read it now
         trainer.logger.notice(
             f"step {step}: back to step {action.rollback.to}, leaving out batches {first} to {end - 1}"
         )
@@ -140,6 +142,8 @@ def _where_it_goes_on(action: Action, trainer: Trainer, step: int, state: TrainS
 
 
 def _leave_incident(action: Action, trainer: Trainer, step: int) -> None:
+    if not trainer.hosts.writes:
+        return
     inputs, limit = trainer.inputs, trainer.config.stability.incidents
     record = {
         "reason": action.reason,

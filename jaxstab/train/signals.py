@@ -7,6 +7,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from jaxstab.scale.hosts import ALONE, Hosts
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -20,9 +22,16 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """The signal that asked the run to stop, or None."""
+    """The signal that asked this process to stop, or None; all processes of the run stop together."""
 
     number: int | None = None
+
+    def __init__(self, hosts: Hosts = ALONE):
+        self._hosts = hosts
+
+    def agreed(self) -> int | None:
+        """The signal by which the run stops at this boundary, or None."""
+        return self._hosts.stop(self.number)
 
     def take(self, number: int, frame: FrameType | None) -> None:
         """Handles the first signal; a second one has its usual effect."""
@@ -32,8 +41,9 @@ class StopRequest:
 
     def answer(self, step: int) -> None:
         """Raises Stopped where a signal has come; the state after `step` is saved before anybody hears of it."""
-        if self.number is not None:
-            raise Stopped(self.number, step)
+        number = self.agreed()
+        if number is not None:
+            raise Stopped(number, step)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from jaxstab import data, scale
 from jaxstab.optimize import Hypers
@@ -47,7 +47,12 @@ class StepBatches:
 
     def tokens(self, step: int) -> Int[np.ndarray, "B T+1"]:
         """The global batch of a step, int32."""
-        return self._batches.records(self.position(step), self._size)[:, : self.length(step) + 1]
+        return self.rows(step, [slice(None)])
+
+    def rows(self, step: int, rows: Sequence[slice]) -> Int[np.ndarray, "b T+1"]:
+        """Some rows of it, read for this alone."""
+        parts = [self._batches.records(self.position(step), self._size, each) for each in rows]
+        return np.concatenate(parts)[:, : self.length(step) + 1]
 
     def length(self, step: int) -> int:
         """The length T of a step's sequences."""
@@ -66,37 +71,57 @@ class StepInputs(StepBatches):
         super().__init__(program.setup.config, split, journal)
         self._program = program
         self._sharding = scale.batch_sharding(program.setup.mesh)
+        self._rows = scale.rows_here(program.setup.mesh, self._size)
         self._hypers = functools.cache(functools.partial(hypers, program))
         self._frequencies = unigram_log_frequencies(split, program.setup.config.model.vocabulary)
-        self._metrics: dict[int, dict[str, float]] = {}
+        self._losses: dict[int, Any] = {}
 
     def ahead(self, first: int, last: int) -> Iterator[Int[Array, "B T+1"]]:
-        """The batches of steps `first` to `last`, on the devices ahead of time."""
+        """The batches of steps `first` to `last`, on the devices ahead of time; each host reads its devices' rows."""
 
-        def read(step: int) -> Int[Array, "B T+1"]:
-            tokens = self.tokens(step)
-            self._metrics[step] = self._described(step, tokens)
-            return jax.device_put(tokens, self._sharding)
+        def read(step: int) -> tuple[Int[Array, "B T+1"], Any]:
+            tokens = self.rows(step, self._rows)
+            losses = self._unigram_losses(tokens)
+            return self._placed(tokens), losses if self._has_all else self._placed(losses)
 
-        return data.read_ahead(read, range(first, last + 1))
+        for step, (tokens, losses) in enumerate(data.read_ahead(read, range(first, last + 1)), first):
+            # Gathered before the step is dispatched, so that nobody waits for its end.
+            self._losses[step] = losses if self._has_all else self._gather(losses)
+            yield tokens
+
+    @property
+    def _has_all(self) -> bool:
+        """Whether this process reads whole batches."""
+        return self._rows == [slice(0, self._size)]
+
+    @functools.cached_property
+    def _gather(self) -> Callable[[Array], Array]:
+        return jax.jit(lambda rows: rows, out_shardings=scale.replicated(self._program.setup.mesh))
+
+    def _placed(self, rows: np.ndarray) -> Array:
+        """An array with a row for each of the batch, of those that this process has."""
+        if self._has_all:
+            return jax.device_put(rows, self._sharding)
+        return jax.make_array_from_process_local_data(self._sharding, rows, (self._size, *rows.shape[1:]))
 
     def metrics(self, step: int) -> dict[str, float]:
         """What is told of a step's batch, once: its place in the data, and the loss that knowing how frequent tokens
         are would have on it."""
-        return self._metrics.pop(step, None) or self._described(step, self.tokens(step))
+        losses = self._losses.pop(step, None)
+        losses_B2 = np.asarray(self._unigram_losses(self.tokens(step)) if losses is None else losses)
+        unigram_loss = float(np.ascontiguousarray(losses_B2).view(np.float64).mean())
+        return {"train/position": float(self.position(step)), "train/unigram_loss": unigram_loss}
 
-    def _described(self, step: int, tokens: Int[np.ndarray, "B T+1"]) -> dict[str, float]:
-        return {
-            "train/position": float(self.position(step)),
-            "train/unigram_loss": float(-self._frequencies[tokens[:, 1:]].mean()),
-        }
+    def _unigram_losses(self, tokens: Int[np.ndarray, "b T+1"]) -> UInt32[np.ndarray, "b 2"]:
+        """The unigram loss of each row: a float64 as two words, which JAX carries as they are."""
+        return (-self._frequencies[tokens[:, 1:]].mean(axis=1, keepdims=True)).view(np.uint32)
 
     def initial_state(self) -> TrainState:
         """The state before the first step: drawn, and prepared on the first batch where a method asks for that."""
         state = self._program.init(self._program.setup.config.train.seed)
         if not any(method.prepare for method in self._program.setup.methods):
             return state
-        return self._program.prepare(state, jax.device_put(self.tokens(1), self._sharding))
+        return self._program.prepare(state, self._placed(self.rows(1, self._rows)))
 
     def hypers(self, step: int) -> Hypers:
         """The traced hyper-parameters of a step; the rates are on the devices."""

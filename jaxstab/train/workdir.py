@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import filelock
 
 from jaxstab.config import ConfigError, UserError, flatten, from_flat
+from jaxstab.scale.hosts import ALONE, Hosts
 from jaxstab.train.config import Config, training_keys
 
 CONFIG = "config.json"
@@ -33,8 +36,44 @@ def make(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(workdir: Path) -> Iterator[None]:
-    """Keeps a second run out of a workdir as long as this one is at work there; raises BusyError where one is."""
+def alone(workdir: Path, hosts: Hosts = ALONE) -> Iterator[None]:
+    """Keeps a second run out of a workdir as long as this one is at work there.
+
+    Raises:
+      BusyError: another one is.
+      UserError: the run's hosts don't share the workdir.
+    """
+    with _locked(workdir) if hosts.writes else contextlib.nullcontext():
+        _check_shared(workdir, hosts)
+        yield
+
+
+def _check_shared(workdir: Path, hosts: Hosts) -> None:
+    """Raises UserError where another host doesn't see what process 0 writes into the workdir."""
+    if hosts.processes == 1:
+        return
+    path = workdir / ".shared"
+    if hosts.writes:
+        path.write_text(secrets.token_hex())
+    word = hosts.told(path.read_text)
+    reason = hosts.any_of("" if _reads(path, word) else f"{workdir} isn't the workdir that process 0 writes")
+    if reason:
+        raise UserError(f"{reason}: put it where all hosts see it, on a network file system")
+
+
+def _reads(path: Path, word: str, seconds: float = 30) -> bool:
+    """Whether a file has a text before long: a network file system may take its time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if path.read_text() == word:
+                return True
+        time.sleep(0.1)
+    return False
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
     try:
         lock.acquire()
