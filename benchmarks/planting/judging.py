@@ -131,7 +131,14 @@ def verdict(fault: dict[str, Any], said: dict[str, Any]) -> str:
 
 def _placed(fault: dict[str, Any], cause: dict[str, Any]) -> bool:
     """Whether a cause has the fault's place, as far as the fault has one."""
-    return all(fault.get(key) is None or fault[key] == cause[key] for key in ("role", "layer", "head"))
+    return _has_head(fault, cause) and all(fault.get(key) in (None, cause[key]) for key in ("role", "layer"))
+
+
+def _has_head(fault: dict[str, Any], cause: dict[str, Any]) -> bool:
+    """Whether a cause's head, one of queries, reads the keys that were planted in, where a head was."""
+    if fault.get("head") is None or cause["head"] is None:
+        return fault.get("head") is None
+    return fault["head"] == cause["head"] * fault["kv_heads"] // fault["heads"]
 
 
 def _near(fault: dict[str, Any], cause: dict[str, Any]) -> bool:
