@@ -127,7 +127,7 @@ def _overrides_checked(argv: Sequence[str]) -> list[str]:
             raise ConfigError(unknown(f"config key {override[2]}", override[2], known))
         given = argument[override.end() :] if override else ""
         if override and override[3] and override[2] in texts and not given.startswith(("'", '"', "(")):
-            argument = override[0] + repr(tuple(given.split(",")))
+            argument = override[0] + repr(tuple(filter(None, map(str.strip, given.split(",")))))
         checked.append(argument)
     return checked
 

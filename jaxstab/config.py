@@ -23,9 +23,20 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+LONGEST_MESSAGE = 4000  # characters
+
 
 class UserError(Exception):
-    """A mistake that its maker can mend: the message is one line, and no traceback is shown."""
+    """A mistake that its maker can mend: the message is one line, and no traceback is shown.
+
+    Whatever was given and is told again, the line is one, can be printed, and isn't longer than LONGEST_MESSAGE.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > LONGEST_MESSAGE:
+            text = f"{text[: LONGEST_MESSAGE // 2]} ... {text[-LONGEST_MESSAGE // 2 + 5 :]}"
+        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 class EndedElsewhere(Exception):

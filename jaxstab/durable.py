@@ -8,8 +8,12 @@ from pathlib import Path
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes a file, text as UTF-8, in place of one that may be there; raises OSError and leaves that one then."""
-    aside = path.with_name(path.name + ".tmp")
+    """Writes a file, text as UTF-8, in place of one that may be there, also where another process writes it too.
+
+    Raises:
+      OSError: it can't be written; what was there is as it was.
+    """
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
         replace(aside, path)

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxstab.config import (
+    LONGEST_MESSAGE,
     ConfigError,
     Options,
     Range,
@@ -408,3 +409,9 @@ def test_an_unknown_name_is_answered_with_the_nearest_or_with_all():
         "unknown command 'trian'; did you mean train?"
     )
     assert unknown("command 'x'", "x", ["train", "describe"]) == "unknown command 'x'; known: train, describe"
+
+
+def test_a_message_is_one_line_that_can_be_printed_whatever_it_repeats():
+    assert str(ConfigError("a\nb\0c\x1b[31m\ud800é")) == "a\\nb\\x00c\\x1b[31m\\ud800é"
+    long = str(UserError("x" * 100_000 + " is no number"))
+    assert len(long) <= LONGEST_MESSAGE and long.endswith(" is no number")

@@ -8,13 +8,16 @@ from jaxstab.commands.base import OUT, Call, Command, Flag
 def _tokenizer(call: Call) -> None:
     from jaxstab import data
 
-    data.train_tokenizer(call.config().data, call["vocabulary"], call.required("out", "tokenizer.json"))
+    out = data.train_tokenizer(call.config().data, call["vocabulary"], call.required("out", "tokenizer.json"))
+    print(f"Written: {out}; use it with --config.data.tokenizer={out}")
 
 
 def _prepare(call: Call) -> None:
     from jaxstab import data
 
-    data.prepare_tfds(call.config().data, call.required("out", "data"), call["name"])
+    place, name = call.required("out", "data"), call["name"]
+    out = data.prepare_tfds(call.config().data, place, name)
+    print(f"Written: {out}; use it with --config.data.source=tfds and --config.data.name={out}")
 
 
 TOKENIZER = Command(

@@ -47,6 +47,7 @@ def _run(call: Call) -> None:
     if call["results"]:
         record = {"workdir": workdir, "step": lm.step, "results": [result.as_json() for result in results]}
         write_whole(Path(call["results"]), record)
+        say(console, f"Written: {call['results']}")
 
 
 COMMAND = Command(

@@ -28,6 +28,8 @@ def _run(call: Call) -> None:
 
     if call["length"] < 1:
         raise ConfigError(f"--length={call['length']} must be at least 1")
+    if not 0 <= call["seed"] < 2**32:
+        raise ConfigError(f"--seed={call['seed']} must be from 0 to {2**32 - 1}")
     sampling = Sampling(call["temperature"], call["top_k"], call["top_p"])
     lm = load(call.required("workdir", "runs/first"), call["step"])
     for text in continued(lm, call["prompt"] or [""], call["length"], sampling, call["seed"]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from jaxstab import safe_json
 from jaxstab.compare.grid import Cell
 from jaxstab.compare.measured import Lines, Series, measures, spikes
 from jaxstab.compare.programs import Programs
@@ -41,7 +41,10 @@ def directory_of(workdir: Path, cell: str) -> Path:
 def row_of(workdir: Path, cell: Cell) -> Row | None:
     """The row of a cell that is done; None where it isn't."""
     path = directory_of(workdir, cell.name) / RESULT
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return safe_json.load(path) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}); delete it, and the run's result is made again") from error
 
 
 def run_cell(workdir: Path, cell: Cell, programs: Programs | None = None) -> Row | None:

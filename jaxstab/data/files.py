@@ -50,16 +50,29 @@ Unit = Callable[[BadLines], Iterator[str]]
 
 
 def find(globs: Iterable[str]) -> list[Path]:
-    """The files that the globs match, each once, sorted within a glob; raises UserError for a file of no use."""
-    paths: dict[Path, None] = {}
+    """The files that the globs match, each once however it is spelt, sorted within a glob.
+
+    Raises:
+      UserError: a glob matches nothing, or a file of no use.
+    """
+    paths: dict[Path, Path] = {}
     for pattern in globs:
-        matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+        matches = _matches(os.path.expanduser(pattern))
         if not matches:
             raise UserError(f"data.files: nothing matches {pattern!r} (from {os.getcwd()})")
-        paths |= dict.fromkeys(map(Path, matches))
-    for path in paths:
+        for path in matches:
+            paths.setdefault(path.resolve(), path)
+    for path in paths.values():
         _check(path)
-    return list(paths)
+    return list(paths.values())
+
+
+def _matches(pattern: str) -> list[Path]:
+    """A file of just that name, with brackets in it, say; else what the pattern matches."""
+    try:
+        return [Path(pattern)] if os.path.exists(pattern) else sorted(map(Path, glob.glob(pattern, recursive=True)))
+    except ValueError:  # a NUL
+        return []
 
 
 def _check(path: Path) -> None:

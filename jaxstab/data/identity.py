@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxstab import safe_json
+from jaxstab import durable, safe_json
 from jaxstab.data.console import console
 from jaxstab.data.files import readable
 
@@ -80,6 +79,4 @@ def _notes(path: Path) -> dict:
 def _note(path: Path, notes: dict) -> None:
     with contextlib.suppress(OSError):  # a cache that is only read serves without
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        aside.write_text(json.dumps(notes))
-        os.replace(aside, path)
+        durable.write(path, json.dumps(notes))

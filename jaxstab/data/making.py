@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from jaxstab import durable
 from jaxstab.config import UserError
 from jaxstab.data.config import DataConfig
 from jaxstab.data.console import console
@@ -30,10 +30,12 @@ def train_tokenizer(config: DataConfig, vocabulary: int, out: str | Path) -> Pat
         out: a file, or a directory to write tokenizer.json in.
 
     Raises:
-        UserError: the text is missing, damaged, or too little for so many pieces.
+        UserError: `out` is another kind of file; the text is missing, damaged, or too little for so many pieces.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    if Path(out).suffix not in ("", ".json") and not Path(out).is_dir():
+        raise UserError(f"--out={out} is neither a .json file nor a directory")
     if vocabulary < 257:
         raise UserError(f"a vocabulary of {vocabulary} is too small: 257 are the bytes and the end token")
     tokenizer = Tokenizer(models.BPE())
@@ -63,9 +65,7 @@ def _write(content: str, out: Path) -> Path:
     path = out if out.suffix == ".json" else out / "tokenizer.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(path.name + ".tmp")
-        aside.write_text(content)
-        os.replace(aside, path)
+        durable.write(path, content)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path

@@ -6,7 +6,6 @@ TensorBoard's event files. What belongs to a step is told by the names that thes
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxstab import safe_json
 from jaxstab.config import UserError
 from jaxstab.diagnose.history import History, Series
 
@@ -102,7 +102,7 @@ def _of_json(path: Path) -> Points:
     """Points of a file of JSON lines, or of a `trainer_state.json`, whose log is a list."""
     text = path.read_text(errors="replace")
     try:
-        whole = json.loads(text)
+        whole = safe_json.loads(text)
         lines = whole.get("log_history", [whole]) if isinstance(whole, dict) else whole
     except ValueError:
         lines = [line for line in map(_parsed, text.splitlines()) if line is not None]
@@ -118,7 +118,7 @@ def _of_json(path: Path) -> Points:
 
 def _parsed(line: str) -> Any:
     try:
-        return json.loads(line)
+        return safe_json.loads(line)
     except ValueError:
         return None  # a last line that a kill has torn, or a remark between lines
 

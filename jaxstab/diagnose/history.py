@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.lib.stride_tricks import sliding_window_view
 
+from jaxstab import safe_json
 from jaxstab.config import UserError, build_method, from_flat
 from jaxstab.data import PackedSplit, cached_split
 from jaxstab.logging import in_force, read_measurements, read_metrics
@@ -208,7 +208,7 @@ def _saved(workdir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        saved = json.loads(path.read_text())
+        saved = safe_json.load(path)
         return saved if isinstance(saved["config"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} can't be read ({type(error).__name__}: {error})") from error

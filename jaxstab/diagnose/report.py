@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxstab import durable
 from jaxstab.config import UserError
 from jaxstab.diagnose.diagnosis import Diagnosis, diagnosed
 from jaxstab.diagnose.figures import figures
@@ -52,8 +53,8 @@ def report(history: History) -> Diagnosis:
     written = page(f"Diagnosis of {diagnosis.workdir}", below, parts, figures(history, marks))
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "diagnose.json").write_text(json.dumps(as_json(diagnosis), indent=1) + "\n")
-        (directory / "diagnose.html").write_text(written)
+        durable.write(directory / "diagnose.json", json.dumps(as_json(diagnosis), indent=1) + "\n")
+        durable.write(directory / "diagnose.html", written)
     except OSError as error:
         raise UserError(f"the report can't be written to {directory}: {error.strerror}") from error
     heading = f"{diagnosis.workdir}, steps {diagnosis.steps[0]} to {diagnosis.steps[1]}"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxstab import scale
+from jaxstab import durable, scale
 from jaxstab.config import UserError
 from jaxstab.diagnose.figures import canvas, svg_of
 from jaxstab.diagnose.page import document, table
@@ -106,7 +106,7 @@ def tev(files: Sequence[str], out: str | None = None) -> list[Variability]:
         body = table((*COLUMNS, *CENTRED), [each.cells for each in matrices]) + svg
         page = document("Token embedding variability", "As Figures 1 and 4 of Chung et al. 2024.", [("TEV", body)])
         try:
-            Path(out).write_text(svg if out.endswith(".svg") else page)
+            durable.write(Path(out), svg if out.endswith(".svg") else page)
         except OSError as error:
             raise UserError(f"--out={out} can't be written: {error.strerror}") from error
         print(f"\nDrawn in {out}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxstab import safe_json
 from jaxstab.config import UserError
 from jaxstab.evaluate.language_model import LanguageModel
 from jaxstab.evaluate.results import Result, perplexity, ratio
@@ -24,7 +24,7 @@ def read(data: Path) -> list[str]:
     """The passages below a directory of benchmarks; raises UserError where there are none."""
     path = data / FILE
     try:
-        return [json.loads(line)["text"] for line in path.read_text().splitlines() if line.strip()]
+        return [safe_json.loads(line)["text"] for line in path.read_text("utf-8").splitlines() if line.strip()]
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: LAMBADA, a JSON object with a text per line") from error
     except (OSError, ValueError, KeyError, TypeError) as error:

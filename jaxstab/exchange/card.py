@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from jaxstab.config import flatten, unchosen
 from jaxstab.exchange.family import Family
+from jaxstab.exchange.folder import read_json
 from jaxstab.logging import read_metrics
 from jaxstab.logging.jsonl import in_force
 from jaxstab.train.config import Config
@@ -82,7 +82,7 @@ def _origin(workdir: Path) -> str:
     path = workdir / IMPORTED
     if not path.is_file():
         return ""
-    origin = json.loads(path.read_text())
+    origin = read_json(path)
     return f"\nIts training went on from an imported {origin['architecture']}, {Path(origin['source']).name}.\n"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from jaxstab import data, scale
+from jaxstab import data, durable, scale
 from jaxstab.config import UserError
 from jaxstab.exchange import card
 from jaxstab.exchange.check import check
@@ -87,7 +87,7 @@ def export(workdir: Path, out: Path, step: int | None = None, console: Console |
         (part / "config.json").write_text(json.dumps({**family.config(source.config.model), **FIXED, **ends}, indent=1))
         write_tokenizer(source.config.data, tokenizer, part, source.config.model.max_length)
         (part / "README.md").write_text(card.card(workdir, int(path.name), source.config, family, out.name))
-        part.rename(out)
+        durable.replace(part, out)
     except OSError as error:
         raise UserError(f"{out} can't be written: {error.strerror}") from error
     return check(source.parts, source.config.model, out, console)

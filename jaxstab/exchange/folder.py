@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxstab import safe_json
 from jaxstab.config import UserError
 from jaxstab.exchange.tensors import Tensor, tensors
 
@@ -20,10 +20,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LONGEST_JSON:
             raise ValueError(f"it has more than {LONGEST_JSON:,} bytes")
-        values = json.loads(path.read_text())
+        values = safe_json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as JSON: {str(error).splitlines()[0][:200]}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object")

@@ -7,7 +7,6 @@ that library gives NumPy no float8.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import struct
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from jaxstab import safe_json
 from jaxstab.config import UserError
 
 LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses longer ones too
@@ -82,10 +82,10 @@ def _header(path: Path) -> tuple[dict, int]:
             (size,) = struct.unpack("<Q", file.read(8))
             if size > min(LONGEST_HEADER, path.stat().st_size - 8):
                 raise ValueError(f"its header would have {size} bytes")
-            header = json.loads(file.read(size))
+            header = safe_json.loads(file.read(size))
         if not isinstance(header, dict):
             raise ValueError("its header is no object")
-    except (OSError, ValueError, struct.error, RecursionError) as error:
+    except (OSError, ValueError, struct.error) as error:
         raise UserError(f"{path} is not a safetensors file: {str(error).splitlines()[0]}") from error
     return header, 8 + size
 

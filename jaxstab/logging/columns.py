@@ -5,8 +5,11 @@ Rows have `step` (int64), `name` (`stability/update_ratio/down_proj`) and `value
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +18,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jaxstab import durable
+from jaxstab.config import UserError
+
 SCHEMA = pa.schema([("step", pa.int64()), ("name", pa.string()), ("values", pa.list_(pa.float32()))])
 DIRECTORY = "measurements"
 ROWS_PER_PART = 50_000
 PENDING_ROWS = 8 * ROWS_PER_PART
+NAME = re.compile(r"\d+-\d+\.parquet")
 
 
 class MeasurementFiles:
     """Collects rows and writes them as one more file at each flush."""
 
-    def __init__(self, workdir: Path, last_step: int):
-        """Continues the files of `workdir` after `last_step`; the first flush removes later rows."""
+    def __init__(self, workdir: Path, last_step: int, warn: Callable[[str], None] = logging.warning):
+        """Continues the files of `workdir` after `last_step`; the first flush removes later rows, and sets damaged
+        files aside, of which `warn` hears."""
         self._directory = workdir / DIRECTORY
+        self._warn = warn
         self._last_step = last_step
         self._purged = False
         self._rows: list[tuple[int, str, np.ndarray]] = []
@@ -51,7 +60,7 @@ class MeasurementFiles:
         """Writes the rows collected; raises OSError where that fails, and keeps the newest for the next attempt."""
         del self._rows[:-PENDING_ROWS]
         if not self._purged:
-            purge(self._directory, self._last_step)
+            purge(self._directory, self._last_step, self._warn)
             self._purged = True
         if self._rows:
             table = _table(self._rows)
@@ -77,28 +86,65 @@ def _write(path: Path, table: pa.Table) -> None:
     """Writes one part, whole or not at all."""
     temporary = path.with_name("part.tmp")
     pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(path)
+    durable.replace(temporary, path)
 
 
-def purge(directory: Path, last_step: int) -> None:
-    """Removes the rows after `last_step`; where that was cut off by a kill, it can be done again."""
+def purge(directory: Path, last_step: int, warn: Callable[[str], None] = logging.warning) -> None:
+    """Removes the rows after `last_step`; where that was cut off by a kill, it can be done again.
+
+    A file that can't be read, or doesn't hold the steps that its name says, is set aside as `<name>.damaged`.
+    """
     for path in _parts(directory):
-        first, last = map(int, path.stem.split("-"))
-        if last <= last_step:
+        first, last = _steps_of(path)
+        if first > last_step:
+            path.unlink()
             continue
-        if first <= last_step:
-            table = _read(path)
+        try:
+            _check(path)
+            table = _read(path) if last > last_step else None
+        except UserError as error:
+            path.replace(path.with_name(path.name + ".damaged"))
+            warn(f"{error}: it is set aside as {path.name}.damaged")
+            continue
+        if table is not None:
             earlier = table.filter(pc.less_equal(table["step"], last_step))
             _write(_path(directory, earlier), earlier)
-        path.unlink()
+            path.unlink()
+
+
+def _steps_of(path: Path) -> tuple[int, int]:
+    first, last = path.stem.split("-")
+    return int(first), int(last)
 
 
 def _parts(directory: Path) -> list[Path]:
-    return sorted(directory.glob("*-*.parquet"))
+    return sorted(path for path in directory.glob("*-*.parquet") if NAME.fullmatch(path.name))
 
 
 def _read(path: Path) -> pa.Table:
-    return pq.ParquetFile(path).read()
+    with _readable(path):
+        return pq.ParquetFile(path).read().cast(SCHEMA)
+
+
+def _check(path: Path) -> None:
+    """Raises UserError where the file's own account of its steps isn't that of its name."""
+    with _readable(path), pq.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(i).column(0).statistics for i in range(file.num_row_groups)]
+        steps = min(group.min for group in groups), max(group.max for group in groups)
+    if steps != _steps_of(path):
+        raise UserError(f"{path} holds steps {steps[0]} to {steps[1]}")
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what a damaged or foreign file raises into one line."""
+    try:
+        yield
+    except (PermissionError, FileNotFoundError):
+        raise
+    except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} can't be read: {reason}") from error
 
 
 def read_measurements(workdir: str | Path, after: int = -1) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -108,6 +154,7 @@ def read_measurements(workdir: str | Path, after: int = -1) -> dict[str, tuple[n
       For each name: steps, int64[n], ascending, and values, float32[n, layers]. Empty where there are none.
 
     Raises:
+      UserError: a file is damaged, or none of measurements.
       ValueError: the vectors of one name differ in length.
     """
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)

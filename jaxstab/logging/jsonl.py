@@ -9,24 +9,31 @@ from __future__ import annotations
 import collections
 import errno
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from jaxstab import durable, safe_json
 from jaxstab.config import UserError
 
 PENDING_LINES = 100_000
 SPIKE = b'"train/spike": 1'
+DAMAGED = (math.inf, math.inf)
+BEGUN = re.compile(rb'\{"step": (\d{1,18}),')  # a line that a kill has torn
 
 
 class MetricsFile:
     """Appends lines, each whole or not at all; lines that could not be written are tried again with the next one."""
 
-    def __init__(self, path: Path, last_step: int, attempt: int = 0):
-        """Continues the file at `path` after `last_step` of `attempt`; the first write removes its later lines."""
+    def __init__(self, path: Path, last_step: int, attempt: int = 0, warn: Callable[[str], None] = logging.warning):
+        """Continues the file at `path` after `last_step` of `attempt`; the first write removes its later lines, and
+        sets damaged ones aside, of which `warn` hears."""
         self._path = path
+        self._warn = warn
         self._last_step = last_step
         self._attempt = attempt
         self._purged = False
@@ -47,11 +54,17 @@ class MetricsFile:
     def flush(self) -> None:
         """Writes what is pending; raises OSError where that fails."""
         if not self._purged:
-            purge(self._path, self._last_step, self._attempt)
+            purge(self._path, self._last_step, self._attempt, self._warn)
             self._purged = True
         if self._pending:
             _append(self._path, b"".join(self._pending))
             self._pending.clear()
+
+    def sync(self) -> None:
+        """Brings all lines to the disk, where they outlast a power loss; raises OSError where that fails."""
+        self.flush()
+        if self._path.exists():
+            durable.sync(self._path)
 
 
 def _append(path: Path, data: bytes) -> None:
@@ -66,19 +79,33 @@ def _append(path: Path, data: bytes) -> None:
         os.close(file)
 
 
-def purge(path: Path, last_step: int, attempt: int) -> None:
-    """Removes the lines of `attempt` after `last_step`, and lines that a kill has torn; atomic.
+def purge(path: Path, last_step: int, attempt: int, warn: Callable[[str], None] = logging.warning) -> None:
+    """Removes the lines of `attempt` after `last_step`, and sets aside in `<name>.damaged` what is no line; atomic.
 
     All lines of earlier attempts stay, so that a spike can still be looked at after the roll-back.
     """
     if not path.exists():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
-    earlier = [line for line in lines if _place_of(line) <= (attempt, last_step)]
-    if len(earlier) < len(lines):
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(b"".join(earlier))
-        temporary.replace(path)
+    with path.open("rb") as lines:
+        if all(_place_of(line) <= (attempt, last_step) for line in lines):
+            return
+    aside, damaged = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".damaged")
+    with path.open("rb") as lines, aside.open("wb") as earlier:
+        bad = [line for line in lines if not _passed_on(line, earlier, (attempt, last_step))]
+    if bad:
+        with damaged.open("ab") as file:
+            file.writelines(bad)
+        warn(f"{path} had {len(bad)} damaged lines, which are set aside in {damaged.name}")
+    durable.replace(aside, path)
+
+
+def _passed_on(line: bytes, earlier: IO[bytes], last: tuple[int, int]) -> bool:
+    """Writes a line that isn't later than `last`; returns whether it is a line of metrics, or will be written again."""
+    place = _place_of(line)
+    if place <= last:
+        earlier.write(line)
+    begun = BEGUN.match(line)
+    return place != DAMAGED or (not line.endswith(b"\n") and begun is not None and int(begun[1]) > last[1])
 
 
 def count_spikes(path: Path, last_step: int, attempt: int) -> int:
@@ -90,12 +117,13 @@ def count_spikes(path: Path, last_step: int, attempt: int) -> int:
 
 
 def _place_of(line: bytes) -> tuple[float, float]:
-    """The attempt and step of a line; infinity where the line is torn."""
+    """The attempt and step of a line; DAMAGED where it is none, or torn."""
     try:
-        values = json.loads(line) if line.endswith(b"\n") else {}
-        return values["attempt"], values["step"]
+        values = safe_json.loads(line) if line.endswith(b"\n") else {}
+        attempt, step = values["attempt"], values["step"]
     except (ValueError, KeyError, TypeError):
-        return math.inf, math.inf
+        return DAMAGED
+    return (attempt, step) if type(attempt) is int and type(step) is int else DAMAGED
 
 
 def _json_number(value: float) -> float | str:
@@ -103,9 +131,18 @@ def _json_number(value: float) -> float | str:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, oldest first; a last line that is still being written is left out.
+    """The lines of `metrics.jsonl`, oldest first; see `each_line`."""
+    return list(each_line(path))
 
-    Returns:
+
+def each_line(path: str | Path, after: int = -1) -> Iterator[dict[str, Any]]:
+    """Yields the lines of `metrics.jsonl`, oldest first, one at a time; a last one that is being written is left out.
+
+    Args:
+      path: of the file.
+      after: lines of steps up to this one are left out.
+
+    Yields:
       One dict per line: `step` and `attempt` as ints, all else as floats.
 
     Raises:
@@ -114,9 +151,10 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no metrics file {path}")
-    lines = path.read_bytes().splitlines(keepends=True)
-    whole = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
-    return [_parsed(path, number, line) for number, line in enumerate(whole, start=1)]
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.endswith(b"\n") and (parsed := _parsed(path, number, line))["step"] > after:
+                yield parsed
 
 
 def in_force(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -134,6 +172,9 @@ def in_force(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        return {key: value if key in ("step", "attempt") else float(value) for key, value in json.loads(line).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        if _place_of(line) == DAMAGED:
+            raise ValueError
+        values = safe_json.loads(line).items()
+        return {key: value if key in ("step", "attempt") else float(value) for key, value in values}
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}, line {number} is not a line of metrics: {line[:60]!r}") from error

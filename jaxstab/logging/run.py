@@ -70,8 +70,8 @@ class RunLogger:
         except OSError as error:
             raise UserError(f"the workdir {workdir} cannot be made: {error.strerror}") from error
         self._failed: set[str] = set()
-        self._metrics = MetricsFile(workdir / METRICS, last_step, attempt)
-        self._measurements = MeasurementFiles(workdir, last_step)
+        self._metrics = MetricsFile(workdir / METRICS, last_step, attempt, self.notice)
+        self._measurements = MeasurementFiles(workdir, last_step, self.notice)
         self._console = RunConsole(total_steps, max(last_step, 0), config.console_seconds, console)
         self._dashboard: Dashboard | None = None
         if config.tensorboard_every:
@@ -144,7 +144,7 @@ class RunLogger:
         then a run that resumes there misses nothing and repeats nothing.
         """
         with self._surviving(METRICS):
-            self._metrics.flush()
+            self._metrics.sync()
         with self._surviving("measurements"):
             self._measurements.flush()
         if self._dashboard:

@@ -117,7 +117,7 @@ class Checkpoints:
         if not (force or self.due(step)) or step in self.steps():
             return False
         self.wait()
-        record = {"meta": {**meta, "versions": versions()}, "arrays": _described(state, digests(state))}
+        record = {"step": step, "meta": {**meta, "versions": versions()}, "arrays": _described(state, digests(state))}
         record = json.loads(json.dumps(record))  # as it will be read: tuples are lists, keys are strings
         record["sha256"] = _sha256(record)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
@@ -203,14 +203,12 @@ class Checkpoints:
         """The attempt that each checkpoint was made in; without those whose record can't be read."""
         attempts = {}
         for step in self.steps():
-            with contextlib.suppress(_DamagedError, KeyError, TypeError):
-                attempts[step] = self._item(step, "record", ocp.args.JsonRestore())["meta"]["attempt"]
+            with contextlib.suppress(_DamagedError):
+                attempts[step] = self._record(step)["meta"].get("attempt", 0)
         return attempts
 
     def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        record = self._item(step, "record", ocp.args.JsonRestore())
-        if not sealed(record):
-            raise _DamagedError("its record has changed since it was written")
+        record = self._record(step)
         mismatch = _mismatch(record["arrays"], _described(abstract_state))
         if mismatch:
             raise UserError(f"checkpoint {step} in {self._directory} is of another model or optimizer: {mismatch}")
@@ -220,6 +218,14 @@ class Checkpoints:
         if wrong:
             raise _DamagedError(f"{wrong[0]} is not what was written" + _and_more(wrong))
         return state, record["meta"]
+
+    def _record(self, step: int) -> dict[str, Any]:
+        record = self._item(step, "record", ocp.args.JsonRestore())
+        if not sealed(record):
+            raise _DamagedError("its record has changed since it was written")
+        if record.get("step", step) != step:  # records of older versions don't tell
+            raise _DamagedError(f"it is of step {record['step']}, under another name")
+        return record
 
     def _item(self, step: int, name: str, args: ocp.args.CheckpointArgs) -> Any:
         item, damage = None, ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,14 +33,18 @@ from jaxstab.scale import HostsConfig, MeshConfig
 from jaxstab.stability import StabilityConfig
 from jaxstab.train.checkpoint import CheckpointConfig
 
+LAST_STEP = 2**31 - 1  # steps are counted in int32 on the device
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Options):
     """The training loop."""
 
-    steps: int = option(1000, "Updates, over which the schedule is laid.", Range(1))
+    steps: int = option(1000, "Updates, over which the schedule is laid.", Range(1, LAST_STEP))
     extend: int = option(
-        0, "Updates after train.steps, at the schedule's last rate; a finished run goes on for as many.", Range(0)
+        0,
+        "Updates after train.steps, at the schedule's last rate; a finished run goes on for as many.",
+        Range(0, LAST_STEP),
     )
     batch_size: int = option(32, "Sequences in the global batch.", Range(1))
     accumulation: int = option(1, "Micro-batches that a batch is taken in.", Range(1))
@@ -57,6 +62,8 @@ class TrainConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.steps + self.extend > LAST_STEP:
+            raise ConfigError(f"train.steps={self.steps} and train.extend={self.extend} are beyond step {LAST_STEP}")
         if self.batch_size % self.accumulation:
             raise ConfigError(
                 f"train.batch_size={self.batch_size} is not divisible by train.accumulation={self.accumulation}"
@@ -68,6 +75,9 @@ class TrainConfig(Options):
             )
         if self.warmup_lengths != tuple(sorted(set(self.warmup_lengths))):
             raise ConfigError(f"train.warmup_lengths={self.warmup_lengths} must be ascending, each of them once")
+
+
+VALIDATION = "validation"  # the set that is held out of the source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +102,14 @@ class EvalConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        names = [VALIDATION, *self.benchmarks]
         for text in self.texts:
             name, _, files = text.partition("=")
-            if not name or not files:
-                raise ConfigError(f"eval.texts takes name=glob, not {text!r}")
-            if name in self.benchmarks:
-                raise ConfigError(f"eval.texts={text} has the name of a benchmark; take another name")
+            if not files or not re.fullmatch(r"[\w.-]+", name):
+                raise ConfigError(f"eval.texts takes name=glob, not {text!r}; a name is of letters, digits, _, . and -")
+            if name in names:
+                raise ConfigError(f"eval.texts={text} has the name of another set that is measured; take another name")
+            names.append(name)
         if self.benchmarks and not self.benchmark_data:
             raise ConfigError(
                 f"eval.benchmarks={self.benchmarks} needs eval.benchmark_data, the directory with their files"

@@ -14,10 +14,10 @@ import numpy as np
 from jaxstab import data, scale
 from jaxstab.config import ConfigError, UserError
 from jaxstab.evaluate import Benchmark, LanguageModel, Sampling, evaluate, generate, padded
-from jaxstab.logging import RunLogger, read_metrics
+from jaxstab.logging import RunLogger, each_line
 from jaxstab.logging.run import METRICS
 from jaxstab.table import Weights
-from jaxstab.train.config import Config
+from jaxstab.train.config import VALIDATION, Config
 from jaxstab.train.program import Program
 from jaxstab.train.state import TrainState
 
@@ -57,7 +57,7 @@ class Evaluation:
     def sets(self, step: int) -> dict[str, Judge]:
         """What judges the state after a step, by name; nothing where no evaluation is due."""
         at_end = step == self.program.setup.config.total_steps
-        texts = {"validation": self.corpus.validation, **(self.texts if at_end else {})} if self._sets_due(step) else {}
+        texts = {VALIDATION: self.corpus.validation, **(self.texts if at_end else {})} if self._sets_due(step) else {}
         judges: dict[str, Judge] = {
             name: functools.partial(self._judge_text, split, at_end) for name, split in texts.items() if len(split)
         }
@@ -91,7 +91,7 @@ class Evaluation:
         """
         sets = self.sets(step)
         try:
-            lines = read_metrics(workdir / METRICS) if sets else []
+            lines = list(each_line(workdir / METRICS, step - 1)) if sets else []
         except (UserError, OSError):  # what isn't on record is done again
             lines = []
         known = {key for line in lines if (line["step"], line["attempt"]) == (step, attempt) for key in line}

@@ -11,8 +11,8 @@ summary.md             a page to read first
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxstab import durable, safe_json
 from jaxstab.config import UserError
 from jaxstab.data import Tokenizer
-from jaxstab.logging import in_force, read_measurements, read_metrics
+from jaxstab.logging import each_line, in_force, read_measurements
 from jaxstab.logging.columns import MeasurementFiles
 from jaxstab.logging.jsonl import MetricsFile
 from jaxstab.logging.run import METRICS
@@ -31,6 +32,7 @@ from jaxstab.train.workdir import CONFIG
 
 DIRECTORY = "incidents"
 RECORD = "incident.json"
+DAMAGED = ".damaged"
 HISTORY = 200
 MOVERS = 12
 
@@ -45,6 +47,7 @@ class Incidents:
         self._directory = workdir / DIRECTORY
         self._limit, self._attempt = limit, attempt
         self._steps: collections.deque[Remembered] = collections.deque(maxlen=HISTORY)
+        _set_damaged_aside(self._directory, warn)
         if last_step and (workdir / METRICS).exists():
             try:
                 self._steps.extend(read_steps(workdir, last_step - HISTORY, last_step))
@@ -88,8 +91,7 @@ class Incidents:
         (aside / "summary.md").write_text(_summary(record, list(self._steps), path))
         (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n")
         (aside / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(aside, path)
+        durable.replace_directory(aside, path)
         return path
 
 
@@ -99,25 +101,55 @@ def is_incident(scalars: Mapping[str, float]) -> bool:
 
 
 def _directories(directory: Path) -> list[Path]:
-    return sorted(path.parent for path in directory.glob(f"*/{RECORD}") if not path.parent.name.endswith(".tmp"))
+    paths = sorted(path.parent for path in directory.glob(f"*/{RECORD}"))
+    return [path for path in paths if path.suffix not in (".tmp", DAMAGED)]
 
 
 def pinned(workdir: Path) -> set[int]:
-    """The checkpoints that incidents are replayed from."""
-    return {json.loads((path / RECORD).read_text())["checkpoint"] for path in _directories(workdir / DIRECTORY)}
+    """The checkpoints that incidents are replayed from, as far as their records can be read."""
+    pinned = set()
+    for path in _directories(workdir / DIRECTORY):
+        with contextlib.suppress(UserError):  # named where the run goes on
+            pinned.add(_record(path)["checkpoint"])
+    return pinned
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """An incident's record with its config and identity; raises UserError where one of both is damaged."""
+    try:
+        record, config = safe_json.load(path / RECORD), safe_json.load(path / CONFIG)
+        if type(record["checkpoint"]) is not int:
+            raise ValueError("its checkpoint is no step")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the incident {path} is damaged ({type(error).__name__}: {error})") from error
+    return record | config
+
+
+def _set_damaged_aside(directory: Path, warn: Callable[[str], None]) -> None:
+    """Renames the incidents whose records can't be read, so that none is counted or replayed."""
+    for path in _directories(directory):
+        try:
+            _record(path)
+        except UserError as error:
+            aside = path.with_name(path.name + DAMAGED)
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another of the run's hosts was faster
+                path.replace(aside)
+            warn(f"{error}: it is set aside as {aside.name}")
 
 
 def read(workdir: Path, step: str) -> tuple[Path, dict[str, Any]]:
     """An incident's directory and record, by the directory's name: the step, with the attempt after a roll-back.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or its record is damaged.
     """
-    path = workdir / DIRECTORY / step
-    if not (path / RECORD).exists():
-        has = ", ".join(path.name for path in _directories(workdir / DIRECTORY)) or "none"
+    directory = workdir / DIRECTORY
+    path = next((path for path in _directories(directory) if path.name == step), None)
+    if path is None:
+        has = ", ".join(path.name for path in _directories(directory)) or "none"
         raise UserError(f"no incident {step} in {workdir}; there is: {has}")
-    return path, json.loads((path / RECORD).read_text()) | json.loads((path / CONFIG).read_text())
+    return path, _record(path)
 
 
 def read_steps(directory: Path, after: int, last: int) -> list[Remembered]:
@@ -129,8 +161,8 @@ def read_steps(directory: Path, after: int, last: int) -> list[Remembered]:
             {name: value for name, value in line.items() if name not in ("step", "attempt")},
             arrays.get(line["step"], {}),
         )
-        for line in in_force(read_metrics(directory / METRICS))
-        if after < line["step"] <= last and "train/loss" in line
+        for line in in_force(list(each_line(directory / METRICS, after)))
+        if line["step"] <= last and "train/loss" in line
     ]
 
 

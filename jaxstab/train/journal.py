@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import logging
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxstab import durable, safe_json
 from jaxstab.config import UserError
 
 FILE = "interventions.jsonl"
+LAST_BATCH = 2**53  # as far as any reader of JSON counts exactly
 Range = tuple[int, int]
 
 
@@ -88,32 +92,63 @@ class Journal:
         return 1.0, 0.0
 
 
-def read(workdir: Path) -> Journal:
+def read(workdir: Path, warn: Callable[[str], None] = logging.warning) -> Journal:
     """The journal of a workdir; empty where there is none.
 
+    A last line that lacks its end counts where it is whole. Where a kill has torn it, it has not taken effect, doesn't
+    count, and `warn` hears of it.
+
     Raises:
-      UserError: a line is not one of a journal. A last line without its end has not taken effect, and doesn't count.
+      UserError: the file can't be read, or a line is not one of a journal.
     """
     path = workdir / FILE
     skipped: list[Range] = []
     rollbacks: list[Rollback] = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True) if path.exists() else [], 1):
-        if not line.endswith("\n"):
-            break
+    for number, line in enumerate(_lines(path), 1):
         try:
-            entry = json.loads(line)
-            kind, (first, end) = entry.pop("kind"), entry.pop("skip")
-            if not 0 <= first < end or kind not in ("skip", "rollback"):
-                raise ValueError(line)
-            skipped.append((int(first), int(end)))
+            entry = safe_json.loads(line)
+            kind, skip = entry.pop("kind"), _skip(entry.pop("skip"))
             if kind == "rollback":
-                rollbacks.append(Rollback(**entry, skip=(first, end)))
+                rollbacks.append(_rollback(entry, skip, len(rollbacks) + 1))
+            elif kind != "skip" or entry:
+                raise ValueError(kind)
+            skipped.append(skip)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not line.endswith(b"\n"):
+                warn(f"{path}, line {number}, the last one, was torn while it was written, and doesn't count")
+                break
             raise UserError(
-                f'{path}, line {number} is no intervention: {line.strip()[:80]}; one is {{"kind": "skip", "skip": '
+                f'{path}, line {number} is no intervention: {line.strip()[:80]!r}; one is {{"kind": "skip", "skip": '
                 "[first batch, end]}"
             ) from error
     return Journal(_merged(skipped), tuple(rollbacks))
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _skip(value: Any) -> Range:
+    """A range of batches; raises ValueError or TypeError where the value is none."""
+    first, end = value
+    if type(first) is not int or type(end) is not int or not 0 <= first < end <= LAST_BATCH:
+        raise ValueError(value)
+    return first, end
+
+
+def _rollback(entry: dict[str, Any], skip: Range, attempt: int) -> Rollback:
+    """The roll-back of a line; raises ValueError or TypeError where it is none, or not the one that is due."""
+    rollback = Rollback(**entry, skip=skip)
+    counts = rollback.attempt, rollback.step, rollback.to, rollback.until
+    rates = rollback.learning_rate, rollback.max_norm
+    if rollback.attempt != attempt or any(type(count) is not int or count < 0 for count in counts):
+        raise ValueError(entry)
+    if not all(isinstance(rate, int | float) and 0 <= rate < math.inf for rate in rates):
+        raise ValueError(entry)
+    return rollback
 
 
 def _merged(ranges: list[Range]) -> tuple[Range, ...]:
@@ -137,19 +172,24 @@ def check(journal: Journal, meta: dict[str, Any], batch_size: int) -> None:
 
 
 def append(workdir: Path, rollback: Rollback) -> None:
-    """Writes a roll-back down; on return it is on the disk. A line that a kill has torn is overwritten."""
+    """Writes a roll-back down; on return it is on the disk. A line that a kill has torn is left out.
+
+    Raises:
+      UserError: it can't be written; the journal is as it was.
+    """
     path = workdir / FILE
+    lines = _lines(path)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines[-1:] = [lines[-1] + b"\n"] if _is_whole(lines[-1]) else []
     line = json.dumps({"kind": "rollback", **dataclasses.asdict(rollback)}) + "\n"
-    whole = path.read_bytes() if path.exists() else b""
-    whole = whole[: whole.rfind(b"\n") + 1]
-    with open(path, "r+b" if path.exists() else "xb") as file:
-        file.truncate(len(whole))
-        file.seek(len(whole))
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    directory = os.open(workdir, os.O_RDONLY)  # for the name of a new file
     try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        durable.write(path, b"".join(lines) + line.encode())
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}") from error
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return isinstance(safe_json.loads(line), dict)
+    except ValueError:
+        return False

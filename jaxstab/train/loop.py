@@ -105,7 +105,7 @@ def _attempt(
 
     A roll-back is a line in the journal and a new attempt, so that a roll-back killed midway goes on like any run.
     """
-    config, journal = program.setup.config, journals.read(workdir)
+    config, journal = program.setup.config, journals.read(workdir, functools.partial(say, console))
     checkpoints.abandon(journal.abandons)
     restored = checkpoints.restore_latest(program.abstract_state)
     start, meta = (restored[0], restored[2]) if restored else (0, {"attempt": journal.attempt})

@@ -6,7 +6,9 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import filelock
 
+from jaxstab import durable, safe_json
 from jaxstab.config import ConfigError, UserError, flatten, from_flat
 from jaxstab.scale.hosts import ALONE, Hosts
 from jaxstab.train.config import Config, training_keys
@@ -74,15 +77,32 @@ def _reads(path: Path, word: str, seconds: float = 30) -> bool:
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
-    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    """Holds the workdir's lock, which the system frees when this process ends, however it ends."""
+    path = workdir / ".lock"
+    lock = filelock.FileLock(path, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        raise BusyError(f"another run is at work in {workdir}; wait for it, or take another workdir") from error
+        raise BusyError(
+            f"another run is at work in {workdir}{_holder(path)}; wait for it, or take another workdir"
+        ) from error
+    except OSError as error:
+        raise UserError(f"the workdir {workdir} can't be locked: {error.strerror or error}") from error
     try:
+        with contextlib.suppress(OSError):  # a disk that is full tells of itself where something is lost by it
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         lock.release()
+
+
+def _holder(path: Path) -> str:
+    """Which process has locked the workdir, by its own account; "" where it hasn't given one."""
+    try:
+        text = path.read_text("utf-8", errors="replace")[:200]
+    except OSError:
+        return ""
+    return f" ({text})" if re.fullmatch(r"process \d+ on \S+", text) else ""
 
 
 def claim(
@@ -107,9 +127,11 @@ def claim(
     current = _json(training_keys(flatten(config)) | identity)
     try:
         if not path.exists():
+            if any((workdir / "checkpoints").glob("[0-9]*")):
+                raise UserError(f"{workdir} has checkpoints, but no {CONFIG}: put it back, or take another workdir")
             write_whole(path, {"config": flatten(config), "identity": identity})
             return
-        saved = json.loads(path.read_text())
+        saved = safe_json.load(path)
         previous = training_keys({**_json(flatten(Config())), **saved["config"]}) | saved["identity"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} can't be used ({type(error).__name__}: {error}); take another workdir") from error
@@ -134,7 +156,7 @@ def saved_config(workdir: Path) -> Config:
     """The config that a workdir was claimed with; raises UserError where there is none that can be read."""
     path = workdir / CONFIG
     try:
-        return from_flat(Config, json.loads(path.read_text())["config"])
+        return from_flat(Config, safe_json.load(path)["config"])
     except FileNotFoundError as error:
         raise UserError(f"{workdir} has no {CONFIG}: it holds no run") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -146,12 +168,13 @@ def _json(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_whole(path: Path, values: dict[str, Any]) -> None:
-    """Writes JSON so that the file is there whole or not at all."""
+    """Writes JSON so that the file is there whole or not at all; raises UserError where it can't be written."""
     write_text_whole(path, json.dumps(values, indent=1) + "\n")
 
 
 def write_text_whole(path: Path, text: str) -> None:
-    """Writes a text so that the file is there whole or not at all, also where another process writes it too."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text)
-    os.replace(aside, path)
+    """Writes a text so that the file is there whole or not at all; raises UserError where it can't be written."""
+    try:
+        durable.write(path, text)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror or error}") from error

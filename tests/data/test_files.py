@@ -148,6 +148,18 @@ def test_globs_keep_their_order_and_name_a_file_once(tmp_path):
     assert [path.name for path in find([f"{tmp_path}/c.*", f"{tmp_path}/*.txt"])] == ["c.txt", "a.txt", "b.txt"]
 
 
+def test_a_file_of_several_spellings_is_one_and_brackets_may_be_a_name(tmp_path, monkeypatch):
+    for name in ("a[1].txt", "a1.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link.txt").symlink_to("a1.txt")
+    monkeypatch.chdir(tmp_path)
+    spellings = ["a1.txt", "./a1.txt", str(tmp_path / "a1.txt"), f"../{tmp_path.name}/a1.txt", "link.txt", "a?.txt"]
+    assert find(spellings) == [Path("a1.txt")]
+    assert find(["a[1].txt"]) == [Path("a[1].txt")], "of just that name, and no pattern"
+    with pytest.raises(UserError, match="nothing matches"):
+        find(["a\0.txt"])
+
+
 BAD_LINES: dict[str, tuple[str | bytes, str]] = {
     "no field": ('{"body": "x"}', "no field 'text': it has body"),
     "no object": ("[1]", "no field 'text': not even an object"),

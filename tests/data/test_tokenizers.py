@@ -71,6 +71,14 @@ def test_a_vocabulary_that_cannot_be_made(config, tmp_path, size, message):
     assert not (tmp_path / "t.json").exists()
 
 
+def test_a_file_is_written_where_it_was_asked_for(config, tmp_path):
+    assert train_tokenizer(config, 300, tmp_path / "folder") == tmp_path / "folder" / "tokenizer.json"
+    assert train_tokenizer(config, 300, tmp_path / "a.json") == tmp_path / "a.json"
+    with pytest.raises(UserError, match=r"a\.model is neither a \.json file nor a directory"):
+        train_tokenizer(config, 300, tmp_path / "a.model")
+    assert not (tmp_path / "a.model").exists()
+
+
 def test_sentencepiece(sentencepiece_model):
     tokenizer = load_tokenizer(str(sentencepiece_model))
     library = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))

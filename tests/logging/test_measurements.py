@@ -1,12 +1,15 @@
 """The columnar files of vectors over layers: what goes in comes out, and each step stands once after a resume."""
 
+import os
 import tracemalloc
+from contextlib import nullcontext
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jaxstab.config import UserError
 from jaxstab.logging import columns, read_measurements
 from jaxstab.logging.columns import MeasurementFiles
 
@@ -17,8 +20,8 @@ def vector(step, layers=4):
     return np.linspace(step, step + 0.1, layers, dtype=np.float32)
 
 
-def fill(workdir, steps, flush_every=5, last_step=-1):
-    files = MeasurementFiles(workdir, last_step)
+def fill(workdir, steps, flush_every=5, last_step=-1, warn=pytest.fail):
+    files = MeasurementFiles(workdir, last_step, warn)
     for step in steps:
         files.add(step, {RATIO: vector(step)})
         if step % 3 == 0:
@@ -64,6 +67,32 @@ def test_a_purge_killed_halfway_is_done_again(tmp_path, monkeypatch):
     assert len(list((tmp_path / "measurements").iterdir())) == 2
     fill(tmp_path, range(4, 6), last_step=3)
     np.testing.assert_array_equal(read_measurements(tmp_path)[RATIO][0], range(1, 6))
+
+
+DAMAGE = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size - 10),
+    "empty": lambda path: os.truncate(path, 0),
+    "foreign": lambda path: path.write_bytes(b"PAR1 and no more"),
+    "of another table": lambda path: pq.write_table(pa.table({"x": ["a"]}), path),
+    "a hole": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "renamed": lambda path: path.rename(path.with_name("000000001-000000007.parquet")),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("last_step", [7, 10])
+def test_a_damaged_file_is_set_aside_and_named_and_the_run_goes_on(tmp_path, kind, last_step):
+    fill(tmp_path, range(1, 11))
+    DAMAGE[kind](tmp_path / "measurements" / "000000006-000000010.parquet")
+    with pytest.raises(UserError, match=r"can't be read|holds steps") if kind != "renamed" else nullcontext():
+        read_measurements(tmp_path)
+    (tmp_path / "measurements" / "notes-of-mine.parquet").write_text("foreign")
+    told = []
+    fill(tmp_path, range(last_step + 1, 16), last_step=last_step, warn=told.append).flush()
+    (line,) = told
+    (aside,) = (tmp_path / "measurements").glob("*.damaged")
+    assert line.endswith(f"it is set aside as {aside.name}") and "\n" not in line
+    np.testing.assert_array_equal(read_measurements(tmp_path)[RATIO][0], [*range(1, 6), *range(last_step + 1, 16)])
 
 
 def test_two_flushes_within_a_step_lose_nothing(tmp_path):

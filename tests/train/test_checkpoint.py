@@ -183,6 +183,11 @@ DAMAGES = {
     "record that is no JSON": edit_record("{", "["),
     "record with another position": edit_record("640", "641"),
     "record with another digest": edit_record(digests(STATES[3])["params/wide"], "0" * 16),
+    "record that is too deep": edit_record("{", '{"x": ' * 50_000),
+    "another step under its name": lambda step_directory: (
+        shutil.rmtree(step_directory),
+        shutil.copytree(step_directory.parent / "2", step_directory),
+    ),
     "values of another step": lambda step_directory: (
         shutil.rmtree(step_directory / "state"),
         shutil.copytree(step_directory.parent / "2" / "state", step_directory / "state"),

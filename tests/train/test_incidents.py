@@ -95,6 +95,24 @@ def test_what_is_not_there_is_named(tmp_path):
     assert json.loads((tmp_path / "incidents" / "10" / "incident.json").read_text())["reason"] == "why"
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"checkpoint": "x"}', b"\xff\xfe{\0", b'{"checkpoint": ' * 50_000])
+def test_a_damaged_incident_is_set_aside_and_named(tmp_path, content):
+    path = watch(tmp_path, [10]).write(record(9), TOKENS, BYTES)
+    watch(tmp_path, [20]).write(record(19), TOKENS, BYTES)
+    (path / "incident.json").write_bytes(content)
+    assert incidents.pinned(tmp_path) == {19}
+    with pytest.raises(UserError, match=r"the incident .*10 is damaged") as error:
+        incidents.read(tmp_path, "10")
+    assert "\n" not in str(error.value)
+    told = []
+    incidents.Incidents(tmp_path, 5, 0, 0, told.append)
+    (line,) = told
+    assert line.endswith("it is set aside as 10.damaged")
+    with pytest.raises(UserError, match=r"there is: 20$"):
+        incidents.read(tmp_path, "10")
+    assert incidents.pinned(tmp_path) == {19}
+
+
 def test_an_incident_is_written_down_whatever_is_in_its_batch(tmp_path):
     class Strict:
         """As SentencePiece: an id beyond the vocabulary is an IndexError."""

@@ -5,7 +5,9 @@ main.
 """
 
 import dataclasses
+import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -260,17 +262,65 @@ def test_ranges_are_stepped_over():
     assert [plan.batch_of(step) for step in range(1, 9)] == [0, 1, 2, 5, 6, 7, 9, 10]
 
 
-@pytest.mark.parametrize("line", ['{"kind": "skip"}', '{"kind": "skip", "skip": [4, 2]}', "[]", "what?"])
+WRITTEN = journal.Rollback(1, 20, 10, (19, 21), 1.0, 0.0, 10, "why")
+LINE = {"kind": "rollback", **dataclasses.asdict(WRITTEN)}
+NO_LINES = [
+    b'{"kind": "skip"}',
+    b'{"kind": "skip", "skip": [4, 2]}',
+    b'{"kind": "skip", "skip": [4, Infinity]}',
+    b'{"kind": "skip", "skip": [4, 1e999]}',
+    b'{"kind": "skip", "skip": [4.5, 6]}',
+    b'{"kind": "skip", "skip": [4, 99999999999999999999]}',
+    b'{"kind": "skip", "skip": [4, 6], "step": 3}',
+    b'{"kind": ' * 50_000,
+    '{"kind": "skip", "skip": [4, 6]}'.encode("utf-16"),
+    b"\0" * 512,
+    b"[]",
+    b"what?",
+    *(json.dumps({**LINE, **change}).encode() for change in (
+        {"attempt": 2}, {"step": -1}, {"to": "10"}, {"until": 1.5}, {"learning_rate": math.inf}, {"max_norm": "x"},
+        {"other": 1},
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", NO_LINES, ids=range(len(NO_LINES)))
 def test_a_journal_that_is_none_is_named(line, tmp_path):
-    (tmp_path / journal.FILE).write_text('{"kind": "skip", "skip": [5, 7]}\n' + line + "\n")
-    with pytest.raises(UserError, match=r"interventions\.jsonl, line 2 is no intervention"):
+    (tmp_path / journal.FILE).write_bytes(b'{"kind": "skip", "skip": [5, 7]}\n' + line + b"\n")
+    with pytest.raises(UserError, match=r"interventions\.jsonl, line [23] is no intervention") as error:
         journal.read(tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_last_line_without_its_end_counts(tmp_path):
+    """As somebody's editor leaves it, or a kill at its last byte."""
+    (tmp_path / journal.FILE).write_text('{"kind": "skip", "skip": [5, 7]}')
+    assert journal.read(tmp_path, pytest.fail) == journal.Journal(skipped=((5, 7),))
+    journal.append(tmp_path, WRITTEN)
+    assert journal.read(tmp_path, pytest.fail) == journal.Journal(((5, 7), (19, 21)), (WRITTEN,))
+
+
+def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / journal.FILE).write_text('{"kind": "skip", "skip": [5, 7]}\n')
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(UserError, match=r"interventions\.jsonl can't be written: No space left on device"):
+        journal.append(tmp_path, WRITTEN)
+    assert [path.name for path in tmp_path.iterdir()] == [journal.FILE]
+    assert journal.read(tmp_path) == journal.Journal(skipped=((5, 7),))
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_torn_line_has_not_taken_effect_and_is_overwritten(tmp_path):
     whole = '{"kind": "skip", "skip": [5, 7]}\n'
     (tmp_path / journal.FILE).write_text(whole + '{"kind": "rollb')
-    assert journal.read(tmp_path) == journal.Journal(skipped=((5, 7),))
+    told = []
+    assert journal.read(tmp_path, told.append) == journal.Journal(skipped=((5, 7),))
+    assert told == [
+        f"{tmp_path}/interventions.jsonl, line 2, the last one, was torn while it was written, and doesn't count"
+    ]
     rollback = journal.Rollback(1, 20, 10, (19, 21), 1.0, 0.0, 10, "why")
     journal.append(tmp_path, rollback)
     assert journal.read(tmp_path) == journal.Journal(((5, 7), (19, 21)), (rollback,))

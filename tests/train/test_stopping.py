@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -336,8 +337,10 @@ def test_a_second_run_in_the_same_workdir_is_refused_while_the_first_is_at_work(
     (tmp_path / "run").mkdir()
     with workdir.alone(tmp_path / "run"):
         assert tiny.run(tmp_path / "run") == 1
+    first = f"process {os.getpid()} on {socket.gethostname()}"
     assert (
         output(capsys)[1]
-        == f"error: another run is at work in {tmp_path / 'run'}; wait for it, or take another workdir"
+        == f"error: another run is at work in {tmp_path / 'run'} ({first}); wait for it, or take another workdir"
     )
+    assert (tmp_path / "run" / ".lock").read_text() == first, "which nobody holds any more"
     assert tiny.run(tmp_path / "run") == 0

@@ -6,7 +6,6 @@ The harness calls these functions by their names in the task files beside this o
 from __future__ import annotations
 
 import collections
-import json
 import string
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import datasets
 import numpy as np
 from lm_eval.utils import general_detokenize
 
+from jaxstab import safe_json
 from jaxstab.config import UserError
 
 Document = dict[str, Any]
@@ -33,9 +33,9 @@ def _read(path: Path, read: Callable[[Document], Iterable[Document]]) -> Iterato
     if not path.is_file():
         raise UserError(f"{path} is missing: SuperGLUE's official file, below the directory that --data names")
     try:
-        for line in filter(str.strip, path.read_text().splitlines()):
-            yield from read(json.loads(line))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        for line in filter(str.strip, path.read_text("utf-8").splitlines()):
+            yield from read(safe_json.loads(line))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path} isn't SuperGLUE's official file: {type(error).__name__}: {error}") from error
 
 
