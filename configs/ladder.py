@@ -12,6 +12,10 @@
 | 4 | 16 x 384 | 16,384 | 40.9M | 26M |
 | 5 | 12 x 768 | 32,000 | 134.1M | 105M |
 
+Its files are `corpus/train-*.jsonl.xz`, any text with one document a line, and below `corpora/` WikiText-2 and LAMBADA
+(docs/evaluate.md), on which a run is evaluated at its end; without them: --config.eval.texts="()"
+--config.eval.benchmarks="()". Full measurements are taken ten times a run.
+
 Tokens grow fourfold a rung. Every rung has its own tokenizer, trained as above with its vocabulary. `compare` sets the
 method's keys, the learning rate and the seed of every run; docs/compare.md has the rest.
 """
@@ -48,8 +52,12 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.tokenizer = f"runs/ladder-{vocabulary}.json"
     config.data.length = 256
 
-    config.eval.every, config.eval.final_batches = 0, 64
+    config.eval.every, config.eval.final_batches = 0, 32
+    config.eval.texts = ("wikitext=corpora/wikitext-2/test.txt",)
+    config.eval.benchmarks, config.eval.benchmark_data, config.eval.benchmark_limit = ("lambada",), "corpora", 500
     config.eval.sample_length = 0
-    config.checkpoint.every = max(100, steps // 4)
+    config.stability.measure, config.stability.measure_every = "full", steps // 10
+    config.stability.incidents = 0  # high rates have many, and each would keep a checkpoint
+    config.checkpoint.every, config.checkpoint.keep_last = max(100, steps // 4), 1
     config.log.tensorboard_every = 0
     return config

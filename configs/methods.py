@@ -3,6 +3,10 @@
 A method has no learning rate: each is tried at all rates of the grid. Those of Nishida et al. 2024 have the standard
 deviations of stored matrices that the paper found best, at width 2048; narrow models want larger ones
 (docs/results/first-run.md), which `wesar_wide` has: sigma 0.025 in place of 0.0063.
+
+Controls that are no method are axes: --vary=model.tie_embeddings=False,True, --vary=optimizer.clip_on=raw,effective,
+--vary=optimizer.rule.adamw.b2=0.95,0.999, --vary=reparam.wesar.sigma=0.0032,0.0063,0.0126,0.025,0.05 (with --methods
+of WeSaR alone, of which the tuning's cost is that many runs more).
 """
 
 from typing import Any
@@ -22,36 +26,55 @@ METHODS: dict[str, dict[str, Any]] = {
     "he": HE,
     "xavier": {"init.method": "xavier", "model.embedding.method": "unit"},
     "megatron": {"init.method": "megatron", "model.embedding.method": "unit"},
-    "plain": {"init.method": "small", "model.embedding.method": "plain"},  # without embedding scaling
-    # Nishida et al. 2024
+    "plain": {"init.method": "small", "model.embedding.method": "plain"},  # Takase et al.'s Vanilla
+    # Nishida et al. 2024 (WeSaR), Tables 6 and 7, whose other rows are small, he, sigma_reparam and weight_norm
     "wesar": WESAR,
     "wesar_wide": {**WESAR, "reparam.wesar.sigma": 0.025},
     "wesar_small": {**WESAR, **SMALL},
     "wesar_fixed": {**WESAR, "reparam.wesar.trainable_gates": False},
     "weight_norm": {**HE, "reparam.method": "weight_norm"},
+    # Zhai et al. 2023
     "sigma_reparam": {**HE, "reparam.method": "sigma_reparam"},
     "sigma_reparam_post": {**HE, "reparam.method": "sigma_reparam", "model.norm_placement.method": "post"},
+    # Noci et al. 2022
     "residual_scaling": {**HE, "reparam.method": "residual_scaling"},
+    "residual_scaling_small": {**SMALL, "reparam.method": "residual_scaling"},
+    # The control of WeSaR: its rate for every matrix, without its gates; clipped alike under clip_on=effective
+    "rescaled_rates": {**HE, "reparam.method": "rescaled_rates"},
+    "rescaled_rates_wide": {**HE, "reparam.method": "rescaled_rates", "reparam.rescaled_rates.sigma": 0.025},
     # Falcon-LLM Team 2026, its decay and its clipping
     "multipliers": {**SMALL, **MULTIPLIERS},
     "multipliers_both": {**SMALL, **MULTIPLIERS, "reparam.learnable_multipliers.shape": "both"},
-    # Takase et al. 2025
+    # Takase et al. 2025 (Spike No More), whose Vanilla is plain
+    "embed_detach": {"init.method": "megatron", "model.embedding.method": "detach"},
     "scaled_embed": {"init.method": "megatron", "model.embedding.method": "scaled"},
     "embed_norm": {"init.method": "megatron", "model.embedding.method": "layer_norm"},
-    # Chung et al. 2024
+    # Chung et al. 2024 (TEV): factors whose product has the backbone's standard deviation, the control of which is
+    # small; and factors drawn with 0.02, whose product is smaller, with the control of full rank and that size
     "mlra": {**SMALL, "reparam.method": "mlra"},
-    # What the field does
+    "mlra_normal": {**SMALL, "reparam.method": "mlra", "reparam.mlra.std": 0.02},
+    "mlra_normal_control": {
+        **SMALL,
+        "reparam.method": "mlra",
+        "reparam.mlra.std": 0.02,
+        "reparam.mlra.control": True,
+    },
+    # What the field does. qk_norm has z-loss 1e-4 and beta2 0.95 beside it, the defaults: Wortsman et al. 2023
     "qk_norm": {**SMALL, "model.qk_norm": True},
+    # Kim et al. 2025 (Peri-LN); OLMo 2 (2025)
     "peri": {**SMALL, "model.norm_placement.method": "peri"},
     "reordered": {**SMALL, "model.norm_placement.method": "reordered", "model.qk_norm": True},
+    # Jordan et al. 2024; Li et al. 2025 (NorMuon); Liang et al. 2024 (cautious)
     "muon": {**SMALL, "optimizer.rule.method": "muon"},
     "normuon": {**SMALL, "optimizer.rule.method": "normuon"},
     "cautious_adamw": {**SMALL, "optimizer.rule.method": "cautious_adamw"},
+    # Decay: Defazio 2025 (AdamC); Chen et al. 2025 (cautious); OLMo 2; Wen et al. 2025 (hyperball)
     "adamc": {**SMALL, "optimizer.decay.method": "adamc"},
     "cautious_decay": {**SMALL, "optimizer.decay.method": "cautious"},
     "embeddings_undecayed": {**SMALL, "optimizer.decay_factors": ("embed_tokens=0",)},
     "adamh": {**SMALL, "optimizer.decay.method": "hyperball"},
     "muonh": {**SMALL, "optimizer.rule.method": "muon", "optimizer.decay.method": "hyperball"},
+    # Clipping: Wortsman et al. 2023 (StableAdamW); Wang et al. 2025 (AdaGC); Kumar et al. 2025 (ZClip)
     "stable_adamw": {**SMALL, "optimizer.rule.method": "stable_adamw", "optimizer.clip.method": "none"},
     "adagc": {**SMALL, "optimizer.clip.method": "adagc"},
     "zclip": {**SMALL, "optimizer.clip.method": "zclip"},

@@ -27,6 +27,7 @@ FLAGS = (
 
 def _run(call: Call) -> None:
     from configs.methods import METHODS
+    from configs.published import PUBLISHED
     from jaxstab.compare import compare, read_grid
 
     config = call.config()
@@ -41,7 +42,8 @@ def _run(call: Call) -> None:
         raise ConfigError(f"--threshold={call['threshold']:g} must lie between 0 and 1")
     grid = read_grid(config, METHODS, call["methods"], call["learning_rates"], call["seeds"], call["vary"])
     workdir = Path(call.required("workdir", "runs/comparison"))
-    compare(config, grid, workdir, (int(share[1]), int(share[2])), call["threshold"], call["until"] == "promotion")
+    machine = int(share[1]), int(share[2])
+    compare(config, grid, workdir, machine, call["threshold"], call["until"] == "promotion", PUBLISHED)
 
 
 COMMAND = Command(

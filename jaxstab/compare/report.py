@@ -14,6 +14,7 @@ from jaxstab.compare.cells import Row
 from jaxstab.compare.comparison import Law
 from jaxstab.compare.curves import Figure, figures
 from jaxstab.compare.grid import Grid
+from jaxstab.compare.orderings import Published, beside
 from jaxstab.compare.promotion import promotions
 from jaxstab.compare.tables import Table
 from jaxstab.config import UserError
@@ -28,7 +29,14 @@ def loss_of(rows: Sequence[Row]) -> str:
     return next(each for each in LOSSES if all(each in row or row["diverged"] for row in rows))
 
 
-def write(grid: Grid, rows: Sequence[Row], law: Law, times: Mapping[str, Any], workdir: Path) -> None:
+def write(
+    grid: Grid,
+    rows: Sequence[Row],
+    law: Law,
+    times: Mapping[str, Any],
+    workdir: Path,
+    published: Sequence[Published] = (),
+) -> None:
     """Writes `results.jsonl`, `report.md` and `report.html`.
 
     Args:
@@ -37,9 +45,11 @@ def write(grid: Grid, rows: Sequence[Row], law: Law, times: Mapping[str, Any], w
       law: of the comparison.
       times: see `tables.cost`.
       workdir: of the comparison.
+      published: what papers report of methods by the same names.
     """
     loss = loss_of(rows)
-    told = [each for each in _tables(rows, law, loss, times) if each.rows]
+    theirs = [table for each in published for table in beside(each, rows, loss, law)]
+    told = [each for each in [*_tables(rows, law, loss, times), *theirs] if each.rows]
     drawn, below = figures(rows, loss, workdir), _setting(grid, rows)
     sections = [(each.title, _html(each)) for each in told] + [(each.title, _drawn(each)) for each in drawn]
     numbers = [each.numbers.markdown for each in drawn if each.numbers]

@@ -14,6 +14,7 @@ from jaxstab.compare import ahead, promotion, report
 from jaxstab.compare.cells import Row, row_of, run_cell
 from jaxstab.compare.comparison import Law, fix, rows_of
 from jaxstab.compare.grid import Cell, Grid
+from jaxstab.compare.orderings import Published
 from jaxstab.compare.programs import Programs
 from jaxstab.logging.console import say, shown
 from jaxstab.train import workdir as workdirs
@@ -29,6 +30,7 @@ def compare(
     share: tuple[int, int] = (0, 1),
     threshold: float = promotion.THRESHOLD,
     until_promotion: bool = False,
+    published: Sequence[Published] = (),
     console: Console | None = None,
 ) -> None:
     """Runs the cells of a grid that aren't done, and writes `results.jsonl`, `report.md` and `report.html`.
@@ -45,6 +47,7 @@ def compare(
       threshold: the largest p at which a difference isn't noise; fixed when the comparison is begun.
       until_promotion: whether only those cells are run that the law needs: the first seed everywhere, then the others
         of the methods that it doesn't put behind the baseline, at their best rates.
+      published: what papers report of methods by the same names.
       console: is told how far it is.
 
     Raises:
@@ -66,7 +69,7 @@ def compare(
     elif until_promotion:
         rows = rows_of(workdir, grid)
         runner.run(promotion.deciding(grid, rows, report.loss_of(rows), law))
-    runner.report()
+    runner.report(published)
 
 
 class Runner:
@@ -114,12 +117,12 @@ class Runner:
             return
         workdirs.write_whole(path, {"variant": cell.variant, **times._asdict()})
 
-    def report(self) -> None:
+    def report(self, published: Sequence[Published]) -> None:
         """Writes the report of all cells that are done."""
         rows = rows_of(self._workdir, self._grid)
         if not rows:
             return
-        report.write(self._grid, rows, self._law, _times(self._workdir), self._workdir)
+        report.write(self._grid, rows, self._law, _times(self._workdir), self._workdir, published)
         done = sum(row_of(self._workdir, cell) is not None for cell in self._grid.cells)
         say(self._console, f"{done} of {len(self._grid.cells)} cells are done: {self._workdir / 'report.html'}")
         promoted = [

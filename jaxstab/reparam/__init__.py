@@ -6,6 +6,7 @@ from jaxstab.reparam.compose import compose
 from jaxstab.reparam.identity import identity
 from jaxstab.reparam.learnable_multipliers import learnable_multipliers
 from jaxstab.reparam.mlra import mlra
+from jaxstab.reparam.rescaled_rates import rescaled_rates
 from jaxstab.reparam.residual_scaling import residual_scaling
 from jaxstab.reparam.rezero import rezero
 from jaxstab.reparam.sigma_reparam import sigma_reparam
@@ -18,6 +19,7 @@ METHODS = {
     "weight_norm": weight_norm,
     "sigma_reparam": sigma_reparam,
     "residual_scaling": residual_scaling,
+    "rescaled_rates": rescaled_rates,
     "rezero": rezero,
     "mlra": mlra,
     "learnable_multipliers": learnable_multipliers,
@@ -43,6 +45,7 @@ __all__ = [
     "linen_moments",
     "mlra",
     "reparameterize",
+    "rescaled_rates",
     "residual_scaling",
     "rezero",
     "sigma_reparam",

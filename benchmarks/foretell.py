@@ -1,0 +1,218 @@
+"""Races the published precursors of a loss spike over the runs of a comparison, at equal false-alarm rates.
+
+    python benchmarks/foretell.py --workdir=runs/ladder-1 --workdir=runs/ladder-2 --out=docs/results/foretell
+
+A run's event is the first step whose loss isn't finite, or lies 0.5 nats above the least median of any 9 steps before.
+Every signal is asked over the `--horizon` steps before an event, and, for false alarms, over the same steps of every
+run that had none: both have run as long and at the same place of the schedule. It is raced as it is (`level`: does it
+stand high?) and as SkipStep's deviation from its own last values (`rise`: does it go up?), and alarms above a
+threshold: that which a share `--rate` of the windows without an event exceed, in one half of the runs without. The
+false-alarm rate is measured on the other half; then the halves change places.
+
+Told for each: the false-alarm rate, the share of events it warned of, and the steps of warning, 0 where it didn't, with
+95% intervals by resampling the runs with an event. Signals that full measurements alone have are as old as the last of
+these. Critical sharpness and the curvature along the update are not measured in a run, and so are not raced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxstab.compare.measured import series_of
+from jaxstab.compare.statistics import Estimate, estimate
+from jaxstab.logging import in_force, read_measurements, read_metrics
+
+RISE = 0.5  # nats, as in jaxstab/compare/cells.py
+MEDIAN, WINDOW, LEAST = 9, 128, 16  # steps
+# name: (full name or its beginning, what is taken of roles and layers, +1 where a high value warns and -1 where a low)
+SIGNALS: dict[str, tuple[str, Callable[..., np.ndarray], int]] = {
+    "loss (SkipStep)": ("train/loss", np.max, 1),
+    "gradient norm (SkipStep)": ("train/grad_norm", np.max, 1),
+    "gradient norm, effective": ("train/grad_norm_effective", np.max, 1),
+    "update norm": ("train/update_norm", np.max, 1),
+    "log Z": ("train/log_z", np.max, 1),
+    "TEV of the embedding": ("stability/tev_mean/embed_tokens", np.max, 1),
+    "TEV of lm_head": ("stability/tev_mean/lm_head", np.max, 1),
+    "update ratio": ("stability/update_ratio_effective/", np.max, 1),
+    "gradient over Adam's eps": ("stability/grad_rms_over_eps/", np.min, -1),
+    "attention logit": ("stability/max_attention_logit/", np.max, 1),
+    "attention entropy": ("stability/attention_entropy/", np.min, -1),
+    "stable rank": ("stability/stable_rank/", np.min, -1),
+    "spectral norm": ("stability/spectral_norm/", np.max, 1),
+    "Jacobian": ("stability/jacobian/", np.max, 1),
+    "gradient variance": ("stability/gradient_variance/", np.mean, 1),
+    "gradient noise scale": ("stability/gradient_noise_scale", np.max, 1),
+    "largest activation": ("stability/max_activation/", np.max, 1),
+}
+
+
+class Run(NamedTuple):
+    """A run: the step of its event, None where it had none, and the signals after every step, {name: values [n]}."""
+
+    name: str
+    event: int | None
+    signals: Mapping[str, np.ndarray]
+
+
+class Result(NamedTuple):
+    """What a signal came to in the race."""
+
+    signal: str
+    form: str
+    false_alarms: float
+    warned: Estimate
+    steps: Estimate
+
+
+def event_of(losses: np.ndarray) -> int | None:
+    """The place in a series of losses at which the run left its course; None where it didn't."""
+    least = np.inf
+    for place, loss in enumerate(losses):
+        if not np.isfinite(loss) or loss > least + RISE:
+            return place
+        if place + 1 >= MEDIAN:
+            least = min(least, float(np.median(losses[place + 1 - MEDIAN : place + 1])))
+    return None
+
+
+def read(directory: Path) -> Run:
+    """A run from its workdir."""
+    lines = in_force(read_metrics(directory / "metrics.jsonl"))
+    training = [line for line in lines if "train/loss" in line]
+    steps, losses = series_of(training, "train/loss")
+    measured = read_measurements(directory)
+    series = {}
+    for name, (prefix, reduce, sign) in SIGNALS.items():
+        vectors = [each for key, each in measured.items() if key.startswith(prefix) and prefix.endswith("/")]
+        series[name] = sign * over_steps(steps, vectors or [series_of(training, prefix)], reduce)
+    return Run(directory.name, event_of(losses[:, 0]), series)
+
+
+def over_steps(steps: np.ndarray, series: Sequence[tuple[np.ndarray, np.ndarray]], reduce: Callable) -> np.ndarray:
+    """One value a step: the last that was measured up to it, over all roles and layers; NaN before the first."""
+    at, values = series[0][0], np.concatenate([values for _, values in series if len(values) == len(series[0][1])], 1)
+    if not len(at):
+        return np.full(len(steps), np.nan)
+    last = np.searchsorted(at, steps, side="right") - 1
+    return np.where(last >= 0, reduce(values, axis=1)[np.maximum(last, 0)], np.nan)
+
+
+def level(values: np.ndarray) -> np.ndarray:
+    """A signal as it is."""
+    return values
+
+
+def rise(values: np.ndarray) -> np.ndarray:
+    """Standard deviations above the mean of its own last values; one that stands for many steps counts once."""
+    new = np.flatnonzero(np.isfinite(values) & np.concatenate([[True], values[1:] != values[:-1]]))
+    told = np.full(len(values), np.nan)
+    for number, place in enumerate(new):
+        before = values[new[max(0, number - WINDOW) : number]]
+        if len(before) >= min(LEAST, len(new) // 2) and len(before) > 1:
+            end = new[number + 1] if number + 1 < len(new) else len(values)
+            told[place:end] = (values[place] - before.mean()) / (before.std() + 1e-6 * abs(before.mean()) + 1e-30)
+    return told
+
+
+FORMS = {"level": level, "rise": rise}
+
+
+def race(runs: Sequence[Run], horizon: int, rate: float) -> list[Result]:
+    """All signals in both forms, the one that warns of most first."""
+    with_event = [run for run in runs if run.event is not None and run.event > 1]
+    without = [run for run in runs if run.event is None]
+    results = [
+        _raced(name, form, with_event, without, horizon, rate)
+        for name in SIGNALS
+        for form in FORMS
+        if any(np.isfinite(run.signals[name]).any() for run in with_event)
+    ]
+    return sorted(results, key=lambda each: (-each.warned.mean, -each.steps.mean))
+
+
+def _raced(
+    signal: str, form: str, with_event: Sequence[Run], without: Sequence[Run], horizon: int, rate: float
+) -> Result:
+    told = {run.name: FORMS[form](run.signals[signal]) for run in (*with_event, *without)}
+    halves = without[::2], without[1::2]
+    false, warnings = [], []
+    for tuning, judging in (halves, halves[::-1]):
+        threshold = _threshold([told[run.name] for run in tuning], [run.event for run in with_event], horizon, rate)
+        false += [
+            _warning(told[run.name], event.event, horizon, threshold) > 0 for run in judging for event in with_event
+        ]
+        warnings.append([_warning(told[run.name], run.event, horizon, threshold) for run in with_event])
+    steps = np.mean(warnings, axis=0)
+    return Result(signal, form, float(np.mean(false)), estimate(np.mean(np.array(warnings) > 0, 0)), estimate(steps))
+
+
+def _threshold(values: Sequence[np.ndarray], events: Sequence[int | None], horizon: int, rate: float) -> float:
+    """What a share `rate` of the windows before these steps exceed."""
+    highest = [_highest(each, event, horizon) for each in values for event in events]
+    return float(np.quantile(highest, 1 - rate, method="higher"))
+
+
+def _window(event: int | None, horizon: int) -> slice:
+    assert event is not None
+    return slice(max(0, event - horizon), event)
+
+
+def _highest(values: np.ndarray, event: int | None, horizon: int) -> float:
+    window = values[_window(event, horizon)]
+    return float(np.max(window, initial=-np.inf, where=np.isfinite(window)))
+
+
+def _warning(values: np.ndarray, event: int | None, horizon: int, threshold: float) -> int:
+    """Steps from the first alarm in the window before an event to it; 0 where there was none."""
+    window = values[_window(event, horizon)]
+    alarms = np.flatnonzero(np.where(np.isfinite(window), window, -np.inf) > threshold)
+    return len(window) - int(alarms[0]) if len(alarms) else 0
+
+
+def markdown(results: Sequence[Result], runs: Sequence[Run], horizon: int, rate: float) -> str:
+    """The race as a table."""
+    events = sum(run.event is not None for run in runs)
+    lines = [
+        f"{events} runs with an event, {len(runs) - events} without; windows of {horizon} steps; false alarms set to "
+        f"{rate:.0%} of them.",
+        "",
+        "| signal | form | false alarms | warned of [95%] | steps of warning [95%] |",
+        "|---|---|---|---|---|",
+    ]
+    for each in results:
+        warned, steps = each.warned, each.steps
+        lines.append(
+            f"| {each.signal} | {each.form} | {each.false_alarms:.1%} | {warned.mean:.0%} [{warned.low:.0%}, "
+            f"{warned.high:.0%}] | {steps.mean:.1f} [{steps.low:.1f}, {steps.high:.1f}] |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Reads the cells of comparisons, races, and writes the table and its numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", action="append", required=True, type=Path, help="of a comparison; several go")
+    parser.add_argument("--out", required=True, type=Path, help="a directory for foretell.md and foretell.json")
+    parser.add_argument("--horizon", default=50, type=int, help="steps before an event in which an alarm is a warning")
+    parser.add_argument("--rate", default=0.05, type=float, help="share of windows without an event that may alarm")
+    given = parser.parse_args()
+    directories = [path.parent for each in given.workdir for path in sorted(each.glob("cells/*/result.json"))]
+    runs = [read(directory) for directory in directories]
+    events = sum(run.event is not None for run in runs)
+    if not events or len(runs) - events < 4:
+        parser.error(f"{events} of {len(runs)} runs have an event; a race takes one, and four runs without")
+    results = race(runs, given.horizon, given.rate)
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "foretell.md").write_text(markdown(results, runs, given.horizon, given.rate))
+    (given.out / "foretell.json").write_text(json.dumps([each._asdict() for each in results], indent=1) + "\n")
+    print(markdown(results, runs, given.horizon, given.rate))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The papers' numbers beside the project's: which of two methods is ahead there, and which here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxstab.compare.comparison import Law
+from jaxstab.compare.statistics import paired
+from jaxstab.compare.tables import Row, Table, best_rate, difference, variants
+
+Perplexity = tuple[float, float | None]  # mean, and standard deviation over runs where there are several
+
+
+class Published(NamedTuple):
+    """A table of a paper.
+
+    Attributes:
+      title: paper, table, size, tokens and runs.
+      perplexities: {method: {set: perplexity}}.
+    """
+
+    title: str
+    perplexities: Mapping[str, Mapping[str, Perplexity]]
+
+
+def beside(published: Published, rows: Sequence[Row], loss: str, law: Law) -> list[Table]:
+    """A paper's numbers beside the project's, and the pairs of methods by whether their orders agree; none where fewer
+    than two of its methods are among the rows.
+
+    Rates are chosen by the first seed, as the law has it, where there are others; a pair's difference is over these.
+    """
+    common = [method for method in published.perplexities if method in variants(rows)]
+    sets = list(dict.fromkeys(name for method in common for name in published.perplexities[method]))
+    if len(common) < 2:
+        return []
+    ours = {(method, name): _log_perplexities(rows, method, name, loss, law) for method in common for name in sets}
+    numbers = [
+        (method, *(text for name in sets for text in (_theirs(published, method, name), _ours(ours[method, name]))))
+        for method in common
+    ]
+    head = ("method", *(text for name in sets for text in (f"{name}, there", f"{name}, here")))
+    pairs = [
+        (f"{a} over {b}", name, *_pair(published, a, b, name, ours, law.threshold))
+        for name in sets
+        for a, b in itertools.combinations(common, 2)
+    ]
+    counts = Counter(row[-1] for row in pairs)
+    below = ", ".join(f"{count} {word}" for word, count in counts.most_common())
+    return [
+        Table(f"Perplexity beside {published.title}", head, tuple(numbers), "Here at each method's best rate."),
+        Table(
+            f"Orders beside {published.title}",
+            ("pair", "set", "logarithm of the ratio, there", "here [95%]; p", "orders"),
+            tuple(pairs),
+            f"Of {len(pairs)} pairs: {below}. Here a difference with p > {law.threshold:g} is within noise; there one "
+            "within two of its standard errors.",
+        ),
+    ]
+
+
+def _log_perplexities(rows: Sequence[Row], method: str, name: str, loss: str, law: Law) -> dict[int, float]:
+    """{seed: ln perplexity} at a method's best rate, by the seeds that didn't choose it where there are any."""
+    own = [row for row in rows if row["variant"] == method]
+    choosing = [row for row in own if row["seed"] == law.seed] or own
+    rate = best_rate(choosing, method, loss)
+    at_rate = {row["seed"]: row for row in own if row["learning_rate"] == rate}
+    judging = {seed: row for seed, row in at_rate.items() if seed != law.seed} or at_rate
+    values = {seed: row.get(f"{name}_perplexity", np.nan) for seed, row in judging.items()}
+    return {seed: math.log(value) for seed, value in values.items() if np.isfinite(value)}
+
+
+def _pair(
+    published: Published, a: str, b: str, name: str, ours: Mapping[tuple[str, str], dict[int, float]], threshold: float
+) -> tuple[str, str, str]:
+    """The difference of two methods there and here, and whether the orders agree."""
+    there = [published.perplexities[method].get(name) for method in (a, b)]
+    if None in there:
+        return "", "", "not in the paper"
+    (x, x_std), (y, y_std) = there  # type: ignore[misc]
+    ahead_there = math.log(x / y)
+    told = f"{ahead_there:+.3f}"
+    here = paired(ours[a, name], ours[b, name])
+    if not here.difference.n:
+        return told, "", "not measured here"
+    return (
+        told,
+        difference(here),
+        _word(ahead_there, _is_noise(x, y, x_std, y_std), here.difference.mean, here.p, threshold),
+    )
+
+
+def _is_noise(x: float, y: float, x_std: float | None, y_std: float | None, runs: int = 5) -> bool:
+    """Whether a paper's difference is within two standard errors; where it has no spread, only a tie is."""
+    if x_std is None or y_std is None:
+        return x == y
+    return abs(x - y) <= 2 * math.hypot(x_std, y_std) / math.sqrt(runs)
+
+
+def _word(there: float, noise_there: bool, here: float, p: float, threshold: float) -> str:
+    if noise_there:
+        return "within noise there"
+    if not math.isfinite(p):
+        return f"{'agree' if there * here > 0 else 'disagree'}, by one seed"
+    if p > threshold:
+        return "within noise here"
+    return "agree" if there * here > 0 else "disagree"
+
+
+def _theirs(published: Published, method: str, name: str) -> str:
+    value = published.perplexities[method].get(name)
+    if value is None:
+        return ""
+    return f"{value[0]:.2f}" + (f" ({value[1]:.2f})" if value[1] is not None else "")
+
+
+def _ours(values: Mapping[int, float]) -> str:
+    if not values:
+        return ""
+    perplexities = np.exp(list(values.values()))
+    spread = f" ({perplexities.std(ddof=1):.2f})" if len(perplexities) > 1 else ""
+    return f"{perplexities.mean():.2f}{spread}"
