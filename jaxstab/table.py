@@ -18,7 +18,7 @@ import jax
 from jaxstab.config import UserError
 
 # Matrices by the side of the residual stream they stand on. The names are Hugging Face's.
-READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head")
+READERS = ("q_proj", "k_proj", "v_proj", "g_proj", "gate_proj", "up_proj", "lm_head")
 BRANCH_OUTPUTS = ("o_proj", "down_proj")
 EMBEDDINGS = ("embed_tokens", "embed_positions")
 MATRICES = (*READERS, *BRANCH_OUTPUTS, *EMBEDDINGS)

@@ -15,8 +15,8 @@ import numpy as np
 from jaxstab.diagnose.history import History, Series
 
 MOST_POINTS = 800
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-COLORS = dict(zip(LINEAR, ("C0", "C1", "C2", "C4", "C5", "C7", "C3"), strict=True))
+LINEAR = ("q_proj", "k_proj", "v_proj", "g_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+COLORS = dict(zip(LINEAR, ("C0", "C1", "C2", "C9", "C4", "C5", "C7", "C3"), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,16 +87,23 @@ def xavier() -> Scale:
 def normal(
     std: Annotated[float, "Standard deviation of every matrix.", Range(above=0)] = 0.02,
     depth_scaled: Annotated[bool, "Whether o_proj and down_proj are times 1/sqrt(2N), as GPT-2 has it."] = True,
+    zero_outputs: Annotated[bool, "Whether o_proj and down_proj are 0, as in nanochat and modded-nanogpt."] = False,
 ) -> Scale:
     """One constant std, whatever the width.
 
-    Formula: N(0, 0.02²), times 1/√(2N) for o_proj and down_proj
+    Formula: N(0, 0.02²), times 1/√(2N) for o_proj and down_proj, or 0 there
     Paper: Radford et al. 2019 (GPT-2); without the depth, OLMo 2.
     Parameters: none.
     Checked against: measured draws (tests/initialize).
     Certainty: primary.
     """
-    return lambda row: std * (_residual(row) if depth_scaled else 1.0)
+
+    def scale(row: Row) -> float:
+        if zero_outputs and row.role in BRANCH_OUTPUTS:
+            return 0.0
+        return std * (_residual(row) if depth_scaled else 1.0)
+
+    return scale
 
 
 def ds_init(

@@ -22,18 +22,35 @@ def fused_attention(
     v_BSGK: Float[Array, "B S G K"],
     segments_BT: Int[Array, "B T"] | None,
     implementation: str,
+    sinks_H: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """Attention by splash, where it takes the shape, `chunked`, or a kernel of `jax.nn.dot_product_attention`.
 
-    The softmax of each is in float32.
+    The softmax of each is in float32. Sinks take `chunked`.
     """
+    if sinks_H is not None:
+        return with_sinks(*chunked_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT), sinks_H)
     if implementation == "splash" and is_splash_shape(q_BTHK, k_BSGK):
         return splash_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT)
     if implementation in ("chunked", "splash"):
-        return chunked_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT)
+        return chunked_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT)[0]
     mask = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
     kernel = cast(Literal["xla", "cudnn"], implementation)
     return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, mask=mask, is_causal=True, implementation=kernel)
+
+
+def with_sinks(
+    out_BTHK: Float[Array, "B T H K"], log_z_BTH: Float[Array, "B T H"], sinks_H: Float[Array, " H"]
+) -> Float[Array, "B T H K"]:
+    """What attention puts out where a sink, a logit s without a value, is in each head's softmax too.
+
+    Σ_j e^z_j v_j / (Σ_j e^z_j + e^s) = out · sigmoid(log Σ_j e^z_j - s); source: gpt-oss (openai/gpt-oss).
+
+    Args:
+      out_BTHK, log_z_BTH: attention without sinks, and the logarithm of its normalizer, float32.
+      sinks_H: float32.
+    """
+    return out_BTHK * jax.nn.sigmoid(log_z_BTH - sinks_H)[..., None].astype(out_BTHK.dtype)
 
 
 def attention_logits(
@@ -62,13 +79,14 @@ def reference_attention(
     v_BSGK: Float[Array, "B S G K"],
     segments_BT: Int[Array, "B T"] | None,
     softcap: float = 0.0,
+    sinks_H: Float[Array, " H"] | None = None,
 ) -> tuple[Float[Array, "B T H K"], Float[Array, "B H T S"]]:
     """Attention with its logits in memory, for what a fused kernel doesn't offer.
 
     Returns:
       The output, and the logits in float32, -inf where a query may not see a key.
     """
-    return visible_attention(q_BTHK, k_BSGK, v_BSGK, causal_mask(q_BTHK.shape[1], segments_BT), softcap)
+    return visible_attention(q_BTHK, k_BSGK, v_BSGK, causal_mask(q_BTHK.shape[1], segments_BT), softcap, sinks_H)
 
 
 def visible_attention(
@@ -77,12 +95,17 @@ def visible_attention(
     v_BSGK: Float[Array, "B S G K"],
     visible_BHTS: Bool[Array, "*B *H T S"],
     softcap: float = 0.0,
+    sinks_H: Float[Array, " H"] | None = None,
 ) -> tuple[Float[Array, "B T H K"], Float[Array, "B H T S"]]:
     """As `reference_attention`, of queries that see the keys that they are told, at least one each."""
     z_BHTS = jnp.where(visible_BHTS, attention_logits(q_BTHK, k_BSGK, softcap), -jnp.inf)
     p_BHTS = jax.nn.softmax(z_BHTS, axis=-1).astype(v_BSGK.dtype)
     v_BSHK = jnp.repeat(v_BSGK, q_BTHK.shape[2] // v_BSGK.shape[2], axis=2)
-    return jnp.einsum("bhts,bshk->bthk", p_BHTS, v_BSHK), z_BHTS
+    out_BTHK = jnp.einsum("bhts,bshk->bthk", p_BHTS, v_BSHK)
+    if sinks_H is None:
+        return out_BTHK, z_BHTS
+    log_z_BTH = jax.nn.logsumexp(z_BHTS, axis=-1).swapaxes(1, 2)
+    return with_sinks(out_BTHK, log_z_BTH, sinks_H), z_BHTS
 
 
 def attention_entropy(z_BHTS: Float[Array, "B H T S"]) -> Float[Array, " H"]:

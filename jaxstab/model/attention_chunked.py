@@ -24,17 +24,21 @@ def chunked_attention(
     k_BSGK: Float[Array, "B S G K"],
     v_BSGK: Float[Array, "B S G K"],
     segments_BT: Int[Array, "B T"] | None,
-) -> Float[Array, "B T H K"]:
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B T H"]]:
     """Causal attention whose products are over the keys that a chunk of queries can see, its softmax in float32.
 
     The backward pass computes the probabilities again from the logarithms of their normalizers (Dao et al. 2022,
     arXiv:2205.14135, algorithm 4; without tiling over keys).
+
+    Returns:
+      The output, and the logarithms of the normalizers, float32.
     """
     batch, length, _, size = q_BTHK.shape
     q_BGRTK = jnp.transpose(q_BTHK.reshape(batch, length, k_BSGK.shape[2], -1, size), (0, 2, 3, 1, 4))
     k_BGSK, v_BGSK = jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGK, 1, 2)
-    out_BGRTK = _attention(q_BGRTK, k_BGSK, v_BGSK, segments_BT)
-    return jnp.transpose(out_BGRTK, (0, 3, 1, 2, 4)).reshape(q_BTHK.shape)
+    out_BGRTK, log_z_BGRT1 = _attention(q_BGRTK, k_BGSK, v_BGSK, segments_BT)
+    out_BTGRK, log_z_BTGR1 = (jnp.transpose(x, (0, 3, 1, 2, 4)) for x in (out_BGRTK, log_z_BGRT1))
+    return out_BTGRK.reshape(q_BTHK.shape), log_z_BTGR1.reshape(q_BTHK.shape[:3])
 
 
 def _chunks(length: int) -> Iterator[slice]:
@@ -61,11 +65,13 @@ def _logits(q_BGRCK: Array, k_BGSK: Array, segments_BT: Array | None, queries: s
 
 
 @jax.custom_vjp
-def _attention(q_BGRTK: Array, k_BGSK: Array, v_BGSK: Array, segments_BT: Array | None) -> Array:
+def _attention(q_BGRTK: Array, k_BGSK: Array, v_BGSK: Array, segments_BT: Array | None) -> tuple[Array, Array]:
     return _forward(q_BGRTK, k_BGSK, v_BGSK, segments_BT)[0]
 
 
-def _forward(q_BGRTK: Array, k_BGSK: Array, v_BGSK: Array, segments_BT: Array | None) -> tuple[Array, tuple]:
+def _forward(
+    q_BGRTK: Array, k_BGSK: Array, v_BGSK: Array, segments_BT: Array | None
+) -> tuple[tuple[Array, Array], tuple]:
     outs, log_zs = [], []
     for queries in _chunks(q_BGRTK.shape[3]):
         z_BGRCS = _logits(q_BGRTK[:, :, :, queries], k_BGSK[:, :, : queries.stop], segments_BT, queries)
@@ -77,14 +83,15 @@ def _forward(q_BGRTK: Array, k_BGSK: Array, v_BGSK: Array, segments_BT: Array | 
         log_zs.append(highest_BGRC1 + jnp.log(sum_BGRC1))
     out_BGRTK = checkpoint_name(jnp.concatenate(outs, axis=3), "attention")
     log_z_BGRT1 = checkpoint_name(jnp.concatenate(log_zs, axis=3), "attention")
-    return out_BGRTK, (q_BGRTK, k_BGSK, v_BGSK, segments_BT, out_BGRTK, log_z_BGRT1)
+    return (out_BGRTK, log_z_BGRT1), (q_BGRTK, k_BGSK, v_BGSK, segments_BT, out_BGRTK, log_z_BGRT1)
 
 
-def _backward(residuals: tuple, d_out_BGRTK: Array) -> tuple[Array, Array, Array, None]:
+def _backward(residuals: tuple, cotangents: tuple[Array, Array]) -> tuple[Array, Array, Array, None]:
+    d_out_BGRTK, d_log_z_BGRT1 = cotangents
     q_BGRTK, k_BGSK, v_BGSK, segments_BT, out_BGRTK, log_z_BGRT1 = residuals
     scale = 1 / math.sqrt(q_BGRTK.shape[-1])
-    # Σ_s p dp, which every logit's gradient is less of, is Σ_k out d_out.
-    mean_BGRT1 = jnp.sum(widened(out_BGRTK) * widened(d_out_BGRTK), axis=-1, keepdims=True)
+    # Σ_s p dp, which every logit's gradient is less of, is Σ_k out d_out; the gradient of log Σ_s e^z is p.
+    mean_BGRT1 = jnp.sum(widened(out_BGRTK) * widened(d_out_BGRTK), axis=-1, keepdims=True) - d_log_z_BGRT1
     d_qs = []
     d_k_BGSK, d_v_BGSK = (jnp.zeros_like(widened(x)) for x in (k_BGSK, v_BGSK))
     for queries in _chunks(q_BGRTK.shape[3]):

@@ -37,6 +37,9 @@ class ModelConfig(Options):
         1.0, "Share of every head that is rotated, its first entries; 0.25 in Pythia.", Range(above=0, most=1)
     )
     mlp: str = option("gelu", "MLP; `gelu` is exact (erf), `swiglu` adds a gate_proj.", choices=tuple(ACTIVATIONS))
+    mlp_clamp: float = option(
+        0.0, "c to which swiglu's gate and up are clamped, ±c: 10 in DeepSeek-V4, 7 in gpt-oss; 0 is off.", Range(0)
+    )
     bias: bool = option(False, "Biases in the linear layers of the blocks.")
     qkv_bias: bool = option(False, "Biases of q_proj, k_proj and v_proj alone, as in Qwen 2.")
     tie_embeddings: bool = option(False, "Whether lm_head is the transpose of the stored embed_tokens.")
@@ -48,6 +51,16 @@ class ModelConfig(Options):
     )
     qk_norm: bool = option(False, "Norms on queries and keys, per head, before the rotation (Wortsman et al. 2023).")
     qk_norm_joint: bool = option(False, "Whether these norms are over all heads at once, as in OLMo 2.")
+    attention_gate: str = option(
+        "none",
+        "sigmoid(x W_g) on what attention puts out, before o_proj: one gate a head, or one an element (Qiu et al. "
+        "2025, arXiv:2505.06708); its matrix is g_proj.",
+        choices=("none", "head", "element"),
+    )
+    attention_sink: bool = option(
+        False,
+        "A trained logit a head that takes its share of every softmax and gives no value, 0 at first (gpt-oss).",
+    )
     attention_softcap: float = option(0.0, "c of c tanh(z/c) on attention logits z; 50 in Gemma 2; 0 is off.", Range(0))
     logits_softcap: float = option(0.0, "c of c tanh(z/c) on output logits z; 30 in Gemma 2; 0 is off.", Range(0))
     dtype: str = option("float32", "Compute dtype; parameters, norms, softmax and loss stay float32.", choices=DTYPES)
@@ -85,6 +98,10 @@ class ModelConfig(Options):
                 f"model.rotary_fraction={self.rotary_fraction} of a head of {self.head_dim} is {self.rotary_dim} "
                 "entries, and rotary positions need an even number of them"
             )
+        if self.mlp_clamp and self.mlp != "swiglu":
+            raise ConfigError(f"model.mlp_clamp={self.mlp_clamp} is for model.mlp=swiglu, not {self.mlp}")
+        if self.attention_sink and self.attention in ("xla", "cudnn", "splash"):
+            raise ConfigError(f"model.attention={self.attention} has no attention sinks; auto and chunked do")
         if self.bias and self.qkv_bias:
             raise ConfigError("model.bias=True has the biases of model.qkv_bias=True too; leave one of them out")
         if self.qk_norm_joint and not self.qk_norm:
@@ -109,6 +126,8 @@ class ModelConfig(Options):
         """What keeps cuDNN's kernel from the attention of this model, or ""."""
         if self.dtype != "bfloat16":
             return f"bfloat16 alone, not model.dtype={self.dtype}"
+        if self.attention_sink:
+            return "no model.attention_sink"
         if self.attention_softcap:
             return f"no capped logits, as model.attention_softcap={self.attention_softcap} asks for"
         if self.head_dim % 8 or self.head_dim > 256:

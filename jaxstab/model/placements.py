@@ -55,6 +55,7 @@ class Placement(NamedTuple):
       join: (branch, x) -> the shortcut after the branch.
       norms: names of the norms that `join` calls.
       final_norm: whether a norm precedes lm_head.
+      gain: number of blocks -> the initial gain of the norms after a branch.
       bounded: whether bounds (15) and (20) of Takase et al. 2025 speak of its branches, which are then x + f(N(x)).
     """
 
@@ -62,6 +63,7 @@ class Placement(NamedTuple):
     norms: Norms = GEMMA_2
     final_norm: bool = True
     bounded: bool = False
+    gain: Callable[[int], float] = lambda depth: 1.0
 
 
 def pre() -> Placement:
@@ -107,16 +109,22 @@ def deepnorm(
     return Placement(join, final_norm=False)
 
 
-def peri() -> Placement:
+def peri(
+    exponent: Annotated[
+        float, "The norms after branches begin with the gain N^-exponent: 0.5 is Trinity's, depth-scaled.", Range(0)
+    ] = 0.0,
+) -> Placement:
     """Norms on both sides of a branch, also called sandwich.
 
     Formula: x + N'(f(N(x)))
-    Paper: Kim et al. 2025, Peri-LN; Ding et al. 2021, CogView.
+    Paper: Kim et al. 2025, Peri-LN; Ding et al. 2021, CogView; depth-scaled, Arcee 2026, Trinity (arXiv:2602.17004).
     Parameters: two norms per branch, one at the end.
     Checked against: NumPy float64 (tests/model).
     Certainty: secondary.
     """
-    return Placement(lambda branch, x: x + branch.after(branch.f(branch.before(x))))
+    return Placement(
+        lambda branch, x: x + branch.after(branch.f(branch.before(x))), gain=lambda depth: depth**-exponent
+    )
 
 
 def reordered() -> Placement:

@@ -33,7 +33,7 @@ from jaxstab.numerics import widened
 
 ROLES = {
     rf"{name}/(kernel|embedding)$": name for name in (*table.READERS, *table.BRANCH_OUTPUTS, *table.EMBEDDINGS)
-} | {r"scale$": "norm", r"bias$": "bias"}
+} | {r"scale$": "norm", r"(bias|sinks)$": "bias"}
 
 
 # What every block can sow, by the names that `Transformer.intermediates` takes.
@@ -172,20 +172,40 @@ class Attention(nn.Module):
             q_BTHK, k_BTGK = rotate(q_BTHK, rotary_2TK), rotate(k_BTGK, rotary_2TK)
         _sow(self, "keys", lambda: k_BTGK)
         _sow(self, "values", lambda: v_BTGK)
+        sinks_H = self.param("sinks", _declared(("heads",)), (config.heads,)) if config.attention_sink else None
         if window is not None:
             k_BSGK, v_BSGK = extended(self, "keys", k_BTGK, window), extended(self, "values", v_BTGK, window)
-            out_BTHK, _ = visible_attention(q_BTHK, k_BSGK, v_BSGK, window.visible_BTS, config.attention_softcap)
+            out_BTHK, _ = visible_attention(
+                q_BTHK, k_BSGK, v_BSGK, window.visible_BTS, config.attention_softcap, sinks_H
+            )
         elif config.attention_softcap or reads_logits(self.intermediates):
-            out_BTHK, z_BHTS = reference_attention(q_BTHK, k_BTGK, v_BTGK, segments_BT, config.attention_softcap)
+            out_BTHK, z_BHTS = reference_attention(
+                q_BTHK, k_BTGK, v_BTGK, segments_BT, config.attention_softcap, sinks_H
+            )
             _sow(self, "max_attention_logit", lambda: jnp.max(z_BHTS, axis=(0, 2, 3)))
             _sow(self, "attention_entropy", lambda: attention_entropy(z_BHTS))
         else:
             out_BTHK = fused_attention(
-                q_BTHK, k_BTGK, v_BTGK, segments_BT, "chunked" if config.attention == "auto" else config.attention
+                q_BTHK,
+                k_BTGK,
+                v_BTGK,
+                segments_BT,
+                "chunked" if config.attention == "auto" else config.attention,
+                sinks_H,
             )
+        if config.attention_gate != "none":
+            out_BTHK = self._gated(x_BTD, out_BTHK)
         return Linear(config, width, ("heads", "embed"), config.bias, name="o_proj")(
             out_BTHK.reshape(batch, length, -1)
         )
+
+    def _gated(self, x_BTD: Array, out_BTHK: Array) -> Array:
+        """sigmoid(x W_g) times the output, one gate a head or an element, in float32 (Qiu et al. 2025, G1)."""
+        per_head = self.config.attention_gate == "head"
+        count = self.config.heads * (1 if per_head else self.config.head_dim)
+        gate_BTG = Linear(self.config, count, ("embed", "heads"), self.config.bias, name="g_proj")(x_BTD)
+        gate_BTHK = jax.nn.sigmoid(widened(gate_BTG)).reshape(*out_BTHK.shape[:3], -1)
+        return (out_BTHK * gate_BTHK).astype(out_BTHK.dtype)
 
 
 class MLP(nn.Module):
@@ -206,6 +226,8 @@ class MLP(nn.Module):
         activation = ACTIVATIONS[config.mlp]
         if config.mlp == "swiglu":
             gate_BTF = Linear(config, mlp_width, ("embed", "mlp"), config.bias, name="gate_proj")(x_BTD)
+            if config.mlp_clamp:
+                gate_BTF, up_BTF = (jnp.clip(x, -config.mlp_clamp, config.mlp_clamp) for x in (gate_BTF, up_BTF))
             hidden_BTF = activation(gate_BTF) * up_BTF
         else:
             gate_BTF = up_BTF
@@ -354,4 +376,7 @@ def read_table(config: ModelConfig) -> table.Table[table.Effective]:
     rows = table.read(variables["params"], ROLES)
     if config.tie_embeddings:
         rows["lm_head"]["kernel"] = rows["lm_head"]["kernel"].replace(tied="embed_tokens/embedding")
-    return rows
+    placement: Placement = build_method(config.norm_placement, PLACEMENTS)
+    after = (f"layers/{placement.norms.after_attention}/scale", f"layers/{placement.norms.after_mlp}/scale")
+    gain = placement.gain(config.layers)
+    return jax.tree.map(lambda row: row.replace(value=gain) if gain != 1 and row.path in after else row, rows)

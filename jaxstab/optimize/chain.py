@@ -1,4 +1,4 @@
-"""clip -> update rule -> decoupled weight decay -> schedule -> projection, with multipliers from the table."""
+"""clip -> update rule -> clip of its update -> decoupled weight decay -> schedule -> projection, by the table."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ from jaxstab.config import (
 from jaxstab.optimize import clipping, decays, projections
 from jaxstab.optimize.adam import adamw, batch_adamw, cautious_adamw, stable_adamw
 from jaxstab.optimize.layers import TransformationFactory
+from jaxstab.optimize.mu_centering import mu_centering
 from jaxstab.optimize.muon import muon
 from jaxstab.optimize.normuon import normuon
 from jaxstab.optimize.projections import Projection
 from jaxstab.optimize.qk_clip import qk_clip
+from jaxstab.optimize.recent_norms import recent_norms
 from jaxstab.optimize.schedules import constant, cosine, linear, warmup_stable_decay, with_warmup
 from jaxstab.table import MATRICES, VECTORS, Row, Table
 
@@ -45,6 +47,7 @@ CLIPS: dict[str, Callable[..., TransformationFactory]] = {
     "global_norm": clipping.global_norm,
     "adagc": clipping.adagc,
     "zclip": clipping.zclip,
+    "recent_norms": recent_norms,
     "none": clipping.none,
 }
 DECAYS: dict[str, Callable[..., decays.Decay]] = {
@@ -53,7 +56,11 @@ DECAYS: dict[str, Callable[..., decays.Decay]] = {
     "cautious": decays.cautious,
     "hyperball": decays.hyperball,
 }
-PROJECTIONS: dict[str, Callable[..., Projection]] = {"none": projections.none, "qk_clip": qk_clip}
+PROJECTIONS: dict[str, Callable[..., Projection]] = {
+    "none": projections.none,
+    "qk_clip": qk_clip,
+    "mu_centering": mu_centering,
+}
 SCHEDULES = {
     "cosine": cosine,
     "linear": linear,
@@ -63,6 +70,9 @@ SCHEDULES = {
 
 RuleConfig = method_section("RuleConfig", OPTIMIZERS, "adamw", "Update rule (jaxstab/optimize).")
 ClipConfig = method_section("ClipConfig", CLIPS, "global_norm", "Gradient clipping (jaxstab/optimize/clipping.py).")
+UpdateClipConfig = method_section(
+    "UpdateClipConfig", CLIPS, "none", "Clipping of the update that the rule makes, before decay and rate."
+)
 DecayConfig = method_section("DecayConfig", DECAYS, "decoupled", "What decays (jaxstab/optimize/decays.py).")
 ProjectionConfig = method_section(
     "ProjectionConfig", PROJECTIONS, "none", "What is done to weights after an update (jaxstab/optimize)."
@@ -81,6 +91,7 @@ class OptimizerConfig(Options):
 
     rule: MethodConfig = section(RuleConfig)
     clip: MethodConfig = section(ClipConfig)
+    update_clip: MethodConfig = section(UpdateClipConfig)
     decay: MethodConfig = section(DecayConfig)
     schedule: MethodConfig = section(ScheduleConfig)
     projection: MethodConfig = section(ProjectionConfig)
@@ -190,6 +201,7 @@ def build(config: OptimizerConfig, table: Table, steps: int, effective: Table | 
     update = optax.chain(
         _scale(jax.tree.map(lambda row: 1 / row.eps, table)),
         build_method(config.rule, OPTIMIZERS)(table),
+        build_method(config.update_clip, CLIPS)(table),
         _decay_and_rate(config, table, schedule, steps),
     )
     clipped = effective if effective is not None and config.clip_on == "effective" else table

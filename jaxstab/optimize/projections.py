@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from jaxtyping import Array
 
-from jaxstab.table import Raw, Stored, Table
+from jaxstab.config import ConfigError
+from jaxstab.table import Raw, Row, Stored, Table, rows
 
 
 class Projection(NamedTuple):
@@ -36,3 +37,14 @@ def none() -> Projection:
     Certainty: primary
     """
     return Projection(lambda table, raw, maxima: raw)
+
+
+def only_matrix(table: Table[Stored], role: str, method: str) -> Row:
+    """The row of the one stored matrix of a role; raises ConfigError, by a projection's name, where there isn't one."""
+    matrices = [row for row in rows(table) if row.role == role and not row.tied]
+    if len(matrices) != 1:
+        raise ConfigError(
+            f"optimizer.projection={method} needs one stored matrix for {role}, not {len(matrices)}; "
+            "untie it, or use a reparameterization that stores one"
+        )
+    return matrices[0]

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxstab.config import ConfigError, Range
-from jaxstab.optimize.projections import Projection
-from jaxstab.table import Raw, Row, Stored, Table, rows
+from jaxstab.config import Range
+from jaxstab.optimize.projections import Projection, only_matrix
+from jaxstab.table import Raw, Row, Stored, Table
 
 
 def qk_clip(
@@ -33,7 +33,7 @@ def qk_clip(
     """
 
     def project(table: Table[Stored], raw: Raw, maxima: Mapping[str, Array]) -> Raw:
-        q_proj, k_proj = (_only_matrix(table, role) for role in ("q_proj", "k_proj"))
+        q_proj, k_proj = (only_matrix(table, role, "qk_clip") for role in ("q_proj", "k_proj"))
         logit_LH = maxima["max_attention_logit"]
         key_heads = k_proj.fan_out * logit_LH.shape[1] // q_proj.fan_out
         logit_LG = jnp.max(logit_LH.reshape(len(logit_LH), key_heads, -1), axis=-1)
@@ -48,16 +48,6 @@ def qk_clip(
         return jax.tree.map(shrink, table, raw)
 
     return Projection(project, needs=("max_attention_logit",), shrinks=("q_proj", "k_proj"))
-
-
-def _only_matrix(table: Table[Stored], role: str) -> Row:
-    matrices = [row for row in rows(table) if row.role == role and row.stacked]
-    if len(matrices) != 1:
-        raise ConfigError(
-            f"optimizer.projection=qk_clip needs one stored, stacked matrix for {role}, not {len(matrices)}; "
-            "use a reparameterization that stores one"
-        )
-    return matrices[0]
 
 
 def _belongs(row: Row, matrix: Row) -> bool:

@@ -99,7 +99,7 @@ def attention_kernel(config: ModelConfig, mesh: Mesh, needs_logits: bool) -> str
     if config.attention != "auto":
         return config.attention
     splits = all(count % mesh.shape["tensor"] == 0 for count in (config.heads, config.kv_heads or config.heads))
-    if needs_logits or config.attention_softcap or mesh.shape["sequence"] > 1 or not splits:
+    if needs_logits or config.attention_softcap or config.attention_sink or mesh.shape["sequence"] > 1 or not splits:
         return "chunked"
     if device.platform == "tpu":
         return "splash" if config.dtype == "bfloat16" else "chunked"

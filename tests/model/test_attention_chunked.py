@@ -32,6 +32,18 @@ def test_value_and_gradients_are_those_of_the_reference(length, kv_heads, masked
         np.testing.assert_allclose(one, other, atol=2e-5, rtol=1e-4)
 
 
+def test_with_sinks_too():
+    sinks = jnp.asarray([-1.0, 0.0, 1.0, 3.0])
+    chunked = value_and_gradients(
+        lambda q, k, v, s: fused_attention(q, k, v, None, "chunked", s), (*inputs(150), sinks)
+    )
+    reference = value_and_gradients(
+        lambda q, k, v, s: reference_attention(q, k, v, None, 0.0, s)[0], (*inputs(150), sinks)
+    )
+    for one, other in zip(chunked, reference, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5, rtol=1e-4)
+
+
 def test_bfloat16_is_as_near_to_float32_as_xla_s_attention():
     exact = value_and_gradients(lambda q, k, v: reference_attention(q, k, v, None)[0], inputs(150))
     errors = {

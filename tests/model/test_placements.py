@@ -14,6 +14,7 @@ from jaxstab.config import from_config_dict, to_config_dict
 from jaxstab.model.config import ModelConfig
 from jaxstab.model.loss import chunked_loss
 from jaxstab.model.transformer import Transformer, read_table
+from jaxstab.table import rows
 
 SIZES = {"width": 16, "layers": 3, "heads": 4, "kv_heads": 2, "mlp_width": 24, "vocabulary": 19, "max_length": 10}
 TOKENS = np.random.default_rng(0).integers(0, 19, (2, 10)).astype(np.int32)
@@ -210,6 +211,14 @@ def test_norms_that_a_placement_does_not_call_have_no_parameters():
         config = config_of(norm_placement=placement)
         norms[placement] = sum(row.role == "norm" for row in jax.tree.leaves(read_table(config)))
     assert norms == {"pre": 3, "post": 2, "peri": 5, "reordered": 3, "none": 0}
+
+
+def test_depth_scaled_sandwich_begins_with_small_gains_after_its_branches():
+    table = read_table(config_of(norm_placement="peri", **{"norm_placement.peri.exponent": 0.5}))
+    gains = {row.path.split("/")[1]: row.value for row in rows(table) if row.role == "norm" and row.stacked}
+    after = {"post_attention_layernorm", "post_feedforward_layernorm"}
+    depth = rows(table)[0].depth
+    assert gains == {name: depth**-0.5 if name in after else 1.0 for name in gains} and after < set(gains)
 
 
 def test_model_configs_compare_and_hash_by_value():

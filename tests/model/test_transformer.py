@@ -31,6 +31,11 @@ VARIANTS = {
     "mlp_width": {"mlp_width": 0},
     "depth": {"layers": 3},
     "gpt2": {"norm": "layernorm", "positions": "learned", "mlp": "gelu_tanh", "bias": True},
+    "mlp_clamp": {"mlp": "swiglu", "mlp_clamp": 0.7},
+    "gate of heads": {"attention_gate": "head"},
+    "gate of elements": {"attention_gate": "element", "kv_heads": 2},
+    "sinks": {"attention_sink": True},
+    "sinks, grouped": {"attention_sink": True, "kv_heads": 2, "attention_gate": "head"},
     "llama": {"mlp": "swiglu", "kv_heads": 1, "rope_theta": 500.0},
 }
 
@@ -79,15 +84,23 @@ def attention(x, weights, config, segments):
         if config.positions == "rotary":
             queries, keys = rotated(queries, config.rope_theta), rotated(keys, config.rope_theta)
         scores = np.where(allowed, queries @ keys.T / np.sqrt(size), -np.inf)
+        sink = np.full((length, 1), weights["sinks"][head] if config.attention_sink else -np.inf)
+        scores = np.concatenate([scores, sink], -1)  # its probability goes nowhere
         exponentials = np.exp(scores - scores.max(-1, keepdims=True))
-        out.append(exponentials / exponentials.sum(-1, keepdims=True) @ v[:, shared])
-    return linear(np.concatenate(out, -1), weights["o_proj"])
+        out.append((exponentials / exponentials.sum(-1, keepdims=True))[:, :-1] @ v[:, shared])
+    out = np.concatenate(out, -1)
+    if config.attention_gate != "none":
+        gate = 1 / (1 + np.exp(-linear(x, weights["g_proj"])))
+        out = out * (np.repeat(gate, size, axis=-1) if config.attention_gate == "head" else gate)
+    return linear(out, weights["o_proj"])
 
 
 def feed_forward(x, weights, config):
     up = linear(x, weights["up_proj"])
     if config.mlp == "swiglu":
         gate = linear(x, weights["gate_proj"])
+        if config.mlp_clamp:
+            gate, up = (np.clip(each, -config.mlp_clamp, config.mlp_clamp) for each in (gate, up))
         return linear(gate / (1 + np.exp(-gate)) * up, weights["down_proj"])
     activations = {
         "gelu": lambda u: u * (1 + erf(u / np.sqrt(2))) / 2,

@@ -7,6 +7,7 @@ import pytest
 
 from jaxstab.optimize import CLIPS
 from jaxstab.optimize.clipping import adagc, global_norm, none, zclip
+from jaxstab.optimize.recent_norms import recent_norms
 from jaxstab.table import Row
 
 MATRIX, VECTOR = np.array([[0.3, -0.4, 0.5], [0.1, 0.2, -0.6]]), np.array([0.25, -0.75])
@@ -168,3 +169,15 @@ def test_none_leaves_the_gradient_as_it_is():
     gradients = draws()
     for clipped, gradient in zip(steps(none()(STACKED), gradients)[0], gradients, strict=True):
         jax.tree.map(np.testing.assert_array_equal, clipped, gradient)
+
+
+def test_recent_norms_are_those_of_the_last_steps():
+    sizes = [1.0, 1.2, 0.9, 1.1, 1.0, 5.0, np.nan, 1.1, 9.0, 1.0]
+    clipped, state = steps(recent_norms(sigmas=1.5, window=4)(PAIR), [pair(size, size) for size in sizes])
+    unit, known = whole_norm(pair(1, 1)), []
+    for size, tree in zip(sizes, clipped, strict=True):
+        recent = np.array(known[-4:])
+        limit = recent.mean() + 1.5 * recent.std() if len(recent) == 4 else np.inf
+        np.testing.assert_allclose(whole_norm(tree), min(size * unit, limit) if size == size else np.nan, rtol=1e-5)
+        known += [size * unit] if size == size else []
+    assert state.known == 9

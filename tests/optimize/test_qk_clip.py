@@ -93,7 +93,7 @@ def test_the_projection_is_off_by_default():
 
 def test_weights_in_several_factors_are_refused():
     table = {**TABLE, "more": row("attn/q_proj/kernel/second", "q_proj", LAYERS, WIDTH, WIDTH)}
-    with pytest.raises(ConfigError, match="one stored, stacked matrix for q_proj, not 2"):
+    with pytest.raises(ConfigError, match="one stored matrix for q_proj, not 2"):
         qk_clip().project(
             table, {**RAW, "more": jnp.ones((LAYERS, WIDTH, WIDTH))}, {"max_attention_logit": jnp.ones((2, 4))}
         )

@@ -209,6 +209,7 @@ CONTEXT = {
     "model.position_offset": {"model.positions": "learned"},
     "model.qk_norm_joint": {"model.qk_norm": True},
     "reparam.wesar.gates": {"model.mlp": "swiglu"},
+    "model.mlp_clamp": {"model.mlp": "swiglu"},
 }
 VALUES = {
     "optimizer.rule.adamw.b1": [0.5],
@@ -218,6 +219,8 @@ VALUES = {
     "optimizer.rule.muon.b2": [0.5],
     "optimizer.clip.adagc.decay": [0.5],
     "optimizer.clip.zclip.decay": [0.5],
+    "optimizer.update_clip.adagc.decay": [0.5],
+    "optimizer.update_clip.zclip.decay": [0.5],
     **{
         f"optimizer.rule.{rule}.{b}": [0.5]
         for rule in ("stable_adamw", "cautious_adamw", "normuon")
