@@ -30,7 +30,7 @@ from jaxstab.logging.console import say
 from jaxstab.model.config import ModelConfig
 from jaxstab.model.transformer import read_table
 from jaxstab.train import workdir as workdirs
-from jaxstab.train.checkpoint import Checkpoints
+from jaxstab.train.checkpoint import Checkpoints, reason
 from jaxstab.train.config import Config, check
 from jaxstab.train.program import build
 from jaxstab.train.setup import Setup, reparameterized
@@ -125,7 +125,10 @@ def import_model(
         workdirs.make(workdir)
         with workdirs.alone(workdir):
             if own:
-                shutil.copytree(staged, workdir / "tokenizer")
+                try:
+                    shutil.copytree(staged, workdir / "tokenizer")
+                except OSError as error:  # of several files, whose reasons are one
+                    raise UserError(f"{workdir / 'tokenizer'} can't be written: {reason(error)}") from error
                 config = _with_tokenizer(config, str(workdir / "tokenizer"), own)
             _save(config, state, workdir, found, difference)
     say(console, f"With reparam.method={config.reparam.method} its logits differ by {difference:.2g} at most.")

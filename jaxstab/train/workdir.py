@@ -127,7 +127,7 @@ def claim(
     current = _json(training_keys(flatten(config)) | identity)
     try:
         if not path.exists():
-            if any((workdir / "checkpoints").glob("[0-9]*")):
+            if any((workdir / "checkpoints").glob("[1-9]*")):  # that of step 0 may have been imported just now
                 raise UserError(f"{workdir} has checkpoints, but no {CONFIG}: put it back, or take another workdir")
             write_whole(path, {"config": flatten(config), "identity": identity})
             return
