@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import dataclasses
 import json
 import os
@@ -21,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.planting import judging
 from benchmarks.planting.faults import FAULTS, Planting, gain_place
 from benchmarks.planting.ground import draw_ground
-from jaxstab.table import path_of
 from jaxstab.train.config import default_config
 
 ROOT = Path(__file__).parents[1]
@@ -231,34 +229,12 @@ def _stepping(planting: Planting, stop: int, step: Callable[..., Any], bad: Call
         if number not in planting.bad_gradients:
             return step(state, tokens, hypers)
         assert bad is not None and planting.gradients is not None
-        with _bad_gradients(planting.gradients):
+        from benchmarks.planting.gradients import changed_gradients
+
+        with changed_gradients(planting.gradients):
             return bad(state, tokens, hypers)
 
     return planted_step
-
-
-@contextlib.contextmanager
-def _bad_gradients(change: Callable[[str, Any], Any]) -> Iterator[None]:
-    """Where the step is traced, gradients by the effective weights pass through `change`."""
-    import jax
-
-    from jaxstab.train import objective
-
-    original = objective.mean_gradients
-
-    def corrupted(*arguments: Any) -> Any:
-        gradients, *rest = original(*arguments)
-
-        def leaf(path: Any, gradient: Any) -> Any:
-            return change(path_of(path), gradient)
-
-        return jax.tree_util.tree_map_with_path(leaf, gradients), *rest
-
-    objective.mean_gradients = corrupted
-    try:
-        yield
-    finally:
-        objective.mean_gradients = original
 
 
 # Judging.

@@ -10,11 +10,9 @@ What is told is the difference that the spike makes: to the update of that step,
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.planting.gradients import changed_gradients
 from jaxstab.config import from_flat
 from jaxstab.numerics import l2_norm
 from jaxstab.optimize import CLIPS, DECAYS, OPTIMIZERS, Hypers
-from jaxstab.train import objective
 from jaxstab.train.config import Config
 from jaxstab.train.packed import unpack
 from jaxstab.train.program import Program, build
@@ -62,6 +60,7 @@ def settings() -> dict[str, dict[str, Any]]:
     """What the spike goes through, by name: each rule without clipping, each clip, decay rule and guard with AdamW."""
     rules = {name: {"optimizer.rule.method": name} for name in OPTIMIZERS}
     clips = {f"clip: {name}": {"optimizer.clip.method": name} for name in CLIPS if name != "none"}
+    clips |= {"clip of the update: recent_norms": {"optimizer.update_clip.method": "recent_norms"}}
     decays = {f"decay: {name}": {"optimizer.decay.method": name} for name in DECAYS if name != "decoupled"}
     return rules | clips | decays | GUARDS
 
@@ -79,7 +78,7 @@ def run(program: Program, spike: Program) -> dict[str, Any]:
     for step in range(BEFORE):
         state, _ = program.step(state, tokens(step), hypers)
     start = jax.tree.map(np.asarray, state)
-    with _spiking():
+    with changed_gradients(_spiking):
         hit, metrics = spike.step(jax.tree.map(jnp.asarray, start), tokens(BEFORE), hypers)
     plain, _ = program.step(jax.tree.map(jnp.asarray, start), tokens(BEFORE), hypers)
     moved = {name: _moved(start.raw, each.raw) for name, each in (("spike", hit), ("twin", plain))}
@@ -109,22 +108,9 @@ def _apart(one: Any, other: Any) -> float:
     return float(l2_norm(flat[0]) / l2_norm(flat[1]))
 
 
-@contextlib.contextmanager
-def _spiking() -> Iterator[None]:
-    """Where the step is traced, the gradient of one layer's matrix is FACTOR times itself."""
-    original = objective.mean_gradients
-
-    def corrupted(*arguments: Any) -> Any:
-        gradients, *rest = original(*arguments)
-        kernel = gradients["layers"]["mlp"][ROLE]
-        kernel["kernel"] = kernel["kernel"].at[LAYER].multiply(FACTOR)
-        return gradients, *rest
-
-    objective.mean_gradients = corrupted
-    try:
-        yield
-    finally:
-        objective.mean_gradients = original
+def _spiking(path: str, gradient: jax.Array) -> jax.Array:
+    """The gradient of one layer's matrix is FACTOR times itself."""
+    return gradient.at[LAYER].multiply(FACTOR) if f"/{ROLE}/kernel" in path else gradient
 
 
 def summary(name: str, result: dict[str, Any]) -> dict[str, Any]:

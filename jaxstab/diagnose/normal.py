@@ -89,10 +89,16 @@ def trend(history: History, step: int, after: np.ndarray) -> np.ndarray:
 
 
 def cost(history: History, step: int, last: int) -> float | None:
-    """Nats by which the loss was above its trend, in the mean over `step` to `last` and as many as SPAN steps on."""
+    """Nats by which the loss was above its trend from before, in the mean over `step` to `last` or over SPAN steps on.
+
+    The larger of both: batches that come again are soon known by heart, and cost what was known before.
+    """
     steps, loss = history.scalar("train/loss")
-    within = (steps >= step) & (steps <= last + SPAN)
-    if step <= 1 or not within.any():
+    if step <= 1:
         return None
-    excess = loss[within] - trend(history, step, steps[within])
-    return float(np.mean(excess[np.isfinite(excess)])) if np.isfinite(excess).any() else None
+    means = []
+    for first, end in ((step, last), (last + 1, last + SPAN)):
+        within = (steps >= first) & (steps <= end)
+        excess = loss[within] - trend(history, step, steps[within])
+        means += [float(np.mean(excess[np.isfinite(excess)]))] if np.isfinite(excess).any() else []
+    return max(means, default=None)

@@ -19,7 +19,7 @@ th, td { text-align: left; vertical-align: top; padding: .25rem .6rem .25rem 0; 
 .verdict { background: #f4f6f9; border-left: 4px solid #1a5fb4; padding: .6rem 1rem; font-size: 1.1rem; }
 .holds { color: #1b7837; } .outside { color: #8a6100; } .fails { color: #b2182b; }
 .unknown, .missing, .caption { color: #777; }
-code { background: #f3f3f3; padding: .05rem .3rem; white-space: nowrap; }
+code { background: #f3f3f3; padding: .05rem .3rem; overflow-wrap: anywhere; }
 svg { width: 100%; height: auto; } .caption { margin: 0; }
 """
 

@@ -137,7 +137,7 @@ def _cost(cause: Cause) -> str:
         return "cost unknown: there is no trend before it"
     if cause.cost < 0.01:
         return "no cost that shows in the loss"
-    return f"{cause.cost:+.2f} nats beside the trend before, in the mean over it and the {SPAN} steps after"
+    return f"{cause.cost:+.2f} nats beside the trend before, in the mean over it or over the {SPAN} steps after"
 
 
 def _what_to_do(diagnosis: Diagnosis) -> tuple[Block, ...]:

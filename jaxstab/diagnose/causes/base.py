@@ -26,8 +26,7 @@ class Cause:
       step, last: the first step that shows it, 0 where none does, and the last.
       evidence: sentences.
       certainty: one of CERTAINTIES.
-      cost: nats by which the loss was above its trend from before, in the mean over the steps from `step` on (see
-        `cost`); None where there is no trend to go by.
+      cost: nats by which the loss was above its trend from before (see `cost`); None where there is none to go by.
       followed: what came of it, as sentences: causes that it explains.
     """
 
