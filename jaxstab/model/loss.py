@@ -136,7 +136,7 @@ def _forward(chunk_loss: ChunkLoss, weight: Array, hidden: Array, targets: Array
         logits = output_logits(hidden, operand)
         loss, pullback, sums = jax.vjp(lambda logits: chunk_loss(logits, *rest), logits, has_aux=True)
         (d_logits,) = pullback(jnp.ones_like(loss))
-        d_logits = jax.lax.optimization_barrier(d_logits.astype(hidden.dtype))  # see `transformer.linear`
+        d_logits = jax.lax.optimization_barrier(d_logits.astype(hidden.dtype))  # see `layers.linear`
         d_weight += _product("...d,...v->dv", hidden, d_logits).astype(weight.dtype)
         d_hidden = _product("...v,dv->...d", d_logits, operand).astype(hidden.dtype)
         return (jax.tree.map(jnp.add, total, (loss, sums)), d_weight), d_hidden

@@ -10,7 +10,6 @@ Shapes: B batch, T length, D width, H query heads, G key-value heads, K head siz
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ from jaxstab.model.attention import attention_entropy, fused_attention, referenc
 from jaxstab.model.cache import Window, extended
 from jaxstab.model.config import ModelConfig
 from jaxstab.model.embeddings import EMBEDDINGS
+from jaxstab.model.layers import Linear, declared, norm_layer
 from jaxstab.model.loss import capped
 from jaxstab.model.placements import PLACEMENTS, Branch, Placement
 from jaxstab.model.positions import rotary_tables, rotate
@@ -53,77 +53,6 @@ REMAT_POLICIES = {
         jax.checkpoint_policies.save_only_these_names("attention"),
     ),
 }
-
-
-def _declared(axes: tuple[str | None, ...]) -> Callable[..., Any]:
-    """An initializer that gives logical axes alone: `jaxstab.initialize` draws the values."""
-    return nn.with_logical_partitioning(nn.initializers.zeros, axes)
-
-
-@jax.custom_vjp
-def linear(x: Array, kernel: Array) -> Array:
-    """x W in the dtype of `x`. The gradient of a float32 kernel is a float32 sum, over devices too, where `x` is bf16.
-
-    Differentiated by itself, the cast of the kernel would round the gradient to bf16 before it is summed over devices.
-    """
-    return x @ kernel.astype(x.dtype)
-
-
-def _linear_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel.astype(x.dtype), (x, kernel)  # a product that `remat=dots` knows as one
-
-
-def _linear_backward(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    # Arrays of their own: XLA would compute what leads to them, an activation or its slope, once more for a product,
-    # and on a CPU in a transposing copy.
-    x, dy = jax.lax.optimization_barrier(x), jax.lax.optimization_barrier(dy)
-    return dy @ kernel.astype(x.dtype).T, _outer_product(x, dy, kernel.dtype)
-
-
-def _outer_product(x: Array, dy: Array, dtype: Any) -> Array:
-    """xᵀ dy over all tokens. A CPU transposes the left operand, which is the narrower one here."""
-    product = functools.partial(jnp.einsum, preferred_element_type=dtype)
-    if x.shape[-1] <= dy.shape[-1]:
-        return product("...i,...o->io", x, dy)
-    return jax.lax.optimization_barrier(product("...i,...o->oi", x, dy)).T  # which XLA would turn into the other
-
-
-linear.defvjp(_linear_forward, _linear_backward)
-
-
-class Linear(nn.Module):
-    """x W + b in the compute dtype. The bias is cast once it is broadcast, so that its gradient is a float32 sum."""
-
-    config: ModelConfig
-    features: int
-    axes: tuple[str, str]
-    bias: bool = False
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", _declared(self.axes), (x.shape[-1], self.features))
-        y = linear(x, kernel)
-        if self.bias:
-            bias = self.param("bias", _declared(self.axes[1:]), (self.features,))
-            y = y + jnp.broadcast_to(bias, y.shape).astype(y.dtype)
-        return y
-
-
-def _norm(config: ModelConfig, name: str | None = None, axis: str | None = "embed") -> nn.Module:
-    """RMSNorm or LayerNorm; Flax computes the statistics in float32 whatever the dtype."""
-    declared = _declared((axis,))
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.norm_eps, config.dtype, scale_init=declared, name=name)
-    return nn.LayerNorm(
-        config.norm_eps,
-        config.dtype,
-        use_bias=config.bias,
-        use_fast_variance=False,
-        scale_init=declared,
-        bias_init=declared,
-        name=name,
-    )
 
 
 def _sow(module: Any, name: str, value: Callable[[], Array]) -> None:
@@ -161,9 +90,9 @@ class Attention(nn.Module):
                 x_BTD
             )
             if norm and config.qk_norm_joint:
-                x = _norm(config, norm, axis)(x)
+                x = norm_layer(config, norm, axis)(x)
             x = x.reshape(batch, length, count, config.head_dim)
-            return _norm(config, norm, None)(x) if norm and not config.qk_norm_joint else x
+            return norm_layer(config, norm, None)(x) if norm and not config.qk_norm_joint else x
 
         q_BTHK = heads("q_proj", config.heads, "heads", "q_norm" if config.qk_norm else "")
         k_BTGK = heads("k_proj", kv_heads, "kv_heads", "k_norm" if config.qk_norm else "")
@@ -172,7 +101,7 @@ class Attention(nn.Module):
             q_BTHK, k_BTGK = rotate(q_BTHK, rotary_2TK), rotate(k_BTGK, rotary_2TK)
         _sow(self, "keys", lambda: k_BTGK)
         _sow(self, "values", lambda: v_BTGK)
-        sinks_H = self.param("sinks", _declared(("heads",)), (config.heads,)) if config.attention_sink else None
+        sinks_H = self.param("sinks", declared(("heads",)), (config.heads,)) if config.attention_sink else None
         if window is not None:
             k_BSGK, v_BSGK = extended(self, "keys", k_BTGK, window), extended(self, "values", v_BTGK, window)
             out_BTHK, _ = visible_attention(
@@ -248,10 +177,10 @@ class Block(nn.Module):
         self.placement: Placement = build_method(config.norm_placement, PLACEMENTS)
         self.self_attn = Attention(config, self.intermediates)
         self.mlp = MLP(config, self.intermediates)
-        self.input_layernorm = _norm(config)
-        self.post_attention_layernorm = _norm(config)
-        self.pre_feedforward_layernorm = _norm(config)
-        self.post_feedforward_layernorm = _norm(config)
+        self.input_layernorm = norm_layer(config)
+        self.post_attention_layernorm = norm_layer(config)
+        self.pre_feedforward_layernorm = norm_layer(config)
+        self.post_feedforward_layernorm = norm_layer(config)
 
     def attention_branch(self, x_BTD: Array, layer: Array, *context: Any) -> Array:
         """The shortcut after attention; `context` is what attention is given besides its input."""
@@ -312,17 +241,17 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.embed_tokens = nn.Embed(config.vocabulary, config.width, embedding_init=_declared(("vocab", "embed")))
+        self.embed_tokens = nn.Embed(config.vocabulary, config.width, embedding_init=declared(("vocab", "embed")))
         if config.positions == "learned":
             self.embed_positions = nn.Embed(
                 config.position_offset + config.max_length,
                 config.width,
-                embedding_init=_declared(("positions", "embed")),
+                embedding_init=declared(("positions", "embed")),
             )
         self.embedding = build_method(config.embedding, EMBEDDINGS)
-        self.embed_norm = _norm(config)
+        self.embed_norm = norm_layer(config)
         self.layers = _stack(config)(config, self.intermediates)
-        self.norm = _norm(config)
+        self.norm = norm_layer(config)
         self.lm_head = Linear(config, config.vocabulary, ("embed", "vocab"))
 
     def hidden(
