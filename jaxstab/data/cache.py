@@ -96,12 +96,12 @@ def read_manifest(directory: Path, recipe: Any = None) -> dict[str, Any] | None:
     """The manifest of a whole cache; None where there is none, it is of another recipe, or a file isn't as it says."""
     try:
         manifest = safe_json.load(directory / MANIFEST)
-        whole = recipe is None or manifest["recipe"] == json.loads(json.dumps(recipe))
+        whole = recipe is None or (manifest["recipe"] == json.loads(json.dumps(recipe)) and manifest.keys() >= NEEDED)
         for name in SPLITS:
             whole = whole and _whole(PackedSplit(directory, name, manifest))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return manifest if whole and manifest.keys() >= NEEDED else None
+    return manifest if whole else None
 
 
 def _whole(split: PackedSplit) -> bool:
