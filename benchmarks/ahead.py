@@ -22,15 +22,14 @@ from typing import Any
 os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 
 from jaxstab import scale
 from jaxstab.model.transformer import read_table
-from jaxstab.optimize import Hypers
 from jaxstab.scale.collectives import collectives
 from jaxstab.table import count
 from jaxstab.train.config import Config, default_config, resolve
+from jaxstab.train.plan import lowered
 from jaxstab.train.program import build
 
 # What XLA has to know of an H100 SXM, as JAX tells of one that is there: `get_topology_for_devices(...).target_config`.
@@ -102,10 +101,7 @@ def peaks() -> None:
 
 def compiled(config: Config, devices: list[Any], end: int | None = None) -> jax.stages.Compiled:
     """The training step of a config on the first of these devices; `end` is needed to mask documents."""
-    program = build(config, end, mesh=scale.make_mesh(config.mesh, devices))
-    tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.length + 1), jnp.int32)
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    return program.step.lower(program.abstract_state, tokens, Hypers(scalar, scalar, scalar)).compile()
+    return lowered(build(config, end, mesh=scale.make_mesh(config.mesh, devices))).compile()
 
 
 def products(text: str) -> dict[str, collections.Counter[str]]:

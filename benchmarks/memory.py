@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jaxstab.scale.collectives import collectives
 from jaxstab.table import count
 from jaxstab.train.config import Config, default_config, resolve
+from jaxstab.train.plan import lowered
 from jaxstab.train.program import Program, build
-from jaxstab.train.step_io import hypers
 
 MESHES = {
     "replica": {"replica": 8},
@@ -48,18 +48,12 @@ def configured(**changes: object) -> Config:
     return resolve(values)
 
 
-def arguments(program: Program) -> tuple[object, ...]:
-    """Abstract tokens and hyper-parameters of a step."""
-    config = program.setup.config
-    tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.length + 1), jnp.int32)
-    return tokens, hypers(program)
-
-
 def compiled(program: Program, name: str) -> jax.stages.Compiled:
     """The step, the evaluation of a batch, or the full measurements."""
-    tokens, values = arguments(program)
+    config = program.setup.config
+    tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.data.length + 1), jnp.int32)
     if name == "step":
-        return program.step.lower(program.abstract_state, tokens, values).compile()
+        return lowered(program).compile()
     if name == "measure":
         return program.measure.lower(program.abstract_state, tokens).compile()
     valid = jax.ShapeDtypeStruct(tokens.shape[:1], bool)

@@ -6,7 +6,8 @@ import jax
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxstab.scale.chips import TPU_CORES, peak_flops
+from jaxstab.scale.chips import CHIPS, TENSOR_CORES, TPU_CORES, peak_flops, read_slice
+from jaxstab.scale.roofline import Work, seconds
 
 
 def device(kind, **attributes):
@@ -44,3 +45,30 @@ def test_a_tensor_core_does_what_jax_s_own_kernels_assume(kind):
     version = pltpu.ChipVersion[f"TPU_{VERSIONS[kind]}"]
     assumed = pltpu.get_tpu_info_for_chip(version, 1).bf16_ops_per_second
     assert TPU_CORES[kind] == pytest.approx(assumed, rel=0.003)
+
+
+@pytest.mark.parametrize("name", [name for name, chip in CHIPS.items() if chip.is_tpu])
+def test_a_slice_s_chips_are_those_of_jax_s_own_kernels(name):
+    """JAX's table has per-core figures of what its kernels run on."""
+    chip = CHIPS[name]
+    cores = TENSOR_CORES.get(chip.kind, 1)
+    info = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion[f"TPU_{name.removeprefix('tpu').upper()}"], 1)
+    assert chip.peak == pytest.approx(cores * info.bf16_ops_per_second, rel=0.003)
+    if name != "v5p":  # of which JAX has 2,460 GB/s, and Google's page 2,765
+        assert chip.bandwidth == pytest.approx(cores * info.mem_bw_bytes_per_second, rel=0.03)
+    assert chip.memory == pytest.approx(cores * info.hbm_capacity_bytes, rel=0.08)
+
+
+def test_a_gpu_s_peak_is_that_of_its_device():
+    for chip in (chip for chip in CHIPS.values() if not chip.is_tpu):
+        assert chip.peak == peak_flops([device(chip.kind)]) and chip.network > 0
+
+
+def test_times_are_those_of_the_slowest_part():
+    """A hundred GFLOPs, GB and MB by hand; the GPUs of two hosts send over their network."""
+    work = Work(flops=989.4e12, accessed=3.35e12, sent=450e9)
+    assert seconds(work, read_slice("h100:8")) == pytest.approx((1, 1, 1))
+    assert seconds(work, read_slice("h100:16")).interconnect == pytest.approx(9)
+    assert seconds(work, read_slice("h100:16")).bound == "interconnect"
+    halves = seconds(Work(2307e12 / 2, 7380e9 / 2, 600e9 / 2), read_slice("tpu7x:2x2x1"))
+    assert halves == pytest.approx((1, 1, 1)) and halves.least == 1 and halves.most == 3

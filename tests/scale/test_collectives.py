@@ -64,7 +64,7 @@ def test_the_gradient_of_lm_head_is_summed_over_devices_once_a_micro_batch_and_n
 
 
 def test_collectives_in_loops_count_as_often_as_these_turn():
-    text = """HloModule m
+    text = """HloModule m, num_partitions=2
 %body (a: f32[4]) -> f32[4] {
   ROOT %r = f32[4]{0} all-reduce(%a), to_apply=%add
 }
@@ -78,6 +78,46 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 }
 """
     assert collectives(text) == {
-        "all-gather bf16": {"count": 1, "bytes": 2 * (6 + 2)},
-        "all-reduce f32": {"count": 3, "bytes": 3 * 16},
+        "all-gather bf16": {"count": 1, "bytes": 2 * (6 + 2), "sent": 2 * (3 + 1)},
+        "all-reduce f32": {"count": 3, "bytes": 3 * 16, "sent": 3 * 16},
+    }
+
+
+def test_a_tpu_s_loops_gathers_and_scatters_are_counted_as_they_run():
+    """Its text tells no counts of loops, goes on with a gather in several fusions, and scatters in fusions of sums."""
+    text = """HloModule m, num_partitions=4
+%body (p: (u32[], f32[8])) -> (u32[], f32[8]) {
+  %two = u32[]{:T(128)} constant(2)
+  %i = u32[] get-tuple-element(%p), index=0
+  %next = u32[]{:T(128)} add(%i, %two), metadata={}
+  %s = (f32[8]{0}, f32[8]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), source_target_pairs={{0,1}}
+  ROOT %t = (u32[], f32[8]) tuple(%next, /*index=1*/%x)
+}
+%cond (p: (u32[], f32[8])) -> pred[] {
+  %ten = u32[]{:T(128)} constant(10)
+  %j = u32[] get-tuple-element(%p), index=0
+  ROOT %less = pred[] compare(%j, %ten), direction=LT, metadata={}
+}
+%all-reduce-scatter (x: f32[8]) -> f32[4] {
+  %r = f32[8]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+%fusion.1 (x: bf16[2]) -> bf16[8] {
+  %g.1 = bf16[8]{0} all-gather(%x), channel_id=2, replica_groups=mesh['a'=4,'b'=1] {'a'}, dimensions={0}
+}
+%fusion.2 (x: bf16[2]) -> bf16[8] {
+  %g.2 = bf16[8]{0} all-gather(%x), channel_id=2, replica_groups=[1,4]<=[4], dimensions={0}
+}
+%add (a: f32[], b: f32[]) -> f32[] {
+}
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %a = f32[4] fusion(%x), kind=kCustom, calls=%all-reduce-scatter
+  %b = bf16[8] fusion(%x), kind=kCustom, calls=%fusion.1
+  %c = bf16[8] fusion(%b), kind=kCustom, calls=%fusion.2
+  %w = (u32[], f32[8]) while(%x), condition=%cond, body=%body
+}
+"""
+    assert collectives(text) == {
+        "all-gather bf16": {"count": 1, "bytes": 16, "sent": 12},
+        "collective-permute f32": {"count": 5, "bytes": 5 * 32, "sent": 5 * 32},
+        "reduce-scatter f32": {"count": 1, "bytes": 16, "sent": 16},
     }
