@@ -44,7 +44,7 @@ def step_of(**mesh):
 def test_replicas_add_their_gradients_up_once_a_step():
     program, sent = step_of(replica=8)
     parameters = 4 * count(program.setup.stored_table)
-    assert sent.pop("all-reduce u32") == {"count": 1, "bytes": 4}  # the digest of the batch
+    assert sent.pop("all-reduce u32") == {"count": 1, "bytes": 4, "sent": 7}  # the digest of the batch
     assert list(sent) == ["all-reduce f32"]
     assert parameters <= sent["all-reduce f32"]["bytes"] <= parameters + 1000, sent
 
