@@ -3,7 +3,12 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help train test parity soak bench lint clean
+# What make results-small compares, on text in corpus/ and corpora/ (docs/compare.md)
+RUNG = --config=configs/ladder.py:rung=0
+SMALL = .venv/bin/python main.py compare $(RUNG) --methods=small,he,wesar_wide,rescaled_rates_wide \
+	--learning_rates=1e-3,1e-2,1e-1 --seeds=1,2 --workdir=runs/results-small
+
+.PHONY: help train test parity soak bench results-small lint clean
 
 help:
 	@echo "make train   train a small model on this machine: makes .venv at first, then runs configs/quickstart.py"
@@ -11,6 +16,7 @@ help:
 	@echo "make parity  installs PyTorch, transformers and lm-evaluation-harness, then compares with them"
 	@echo "make soak    what make test does in small: diagnose on 2,000 random histories and 60 healthy runs"
 	@echo "make bench   speed as ratios, each beside its goal: ten minutes, on a machine that does nothing else"
+	@echo "make results-small  a reduced grid of methods and its report: a quarter of an hour on two cores"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove .venv and every cache; runs/ stays"
 	@echo "Another Python than the first suitable one in PATH: make train PYTHON=/path/to/python"
@@ -30,6 +36,13 @@ soak: .venv/installed-dev
 
 bench: .venv/installed-dev
 	@.venv/bin/python benchmarks/speed.py $(if $(NANODO),--nanodo=$(NANODO))
+
+results-small: .venv/installed runs/ladder-2048.json
+	@$(SMALL) --cells=1/2 >runs/results-small.log & $(SMALL) --cells=0/2; wait
+	@$(SMALL)
+
+runs/ladder-2048.json: | .venv/installed
+	@.venv/bin/python main.py data tokenizer $(RUNG) --vocabulary=2048 --out=$@
 
 lint: .venv/installed-dev
 	@.venv/bin/ruff check

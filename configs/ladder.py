@@ -1,4 +1,4 @@
-"""The ladder: five sizes of one recipe, on which a method has to win before it is tried on the next.
+"""The ladder: sizes of one recipe, on which a method has to win before it is tried on the next.
 
     python main.py data tokenizer --config=configs/ladder.py:rung=1 --vocabulary=2048 --out=runs/ladder-2048.json
     python main.py compare --config=configs/ladder.py:rung=1 --methods=small,he,wesar,wesar_wide \
@@ -6,6 +6,7 @@
 
 | rung | blocks x width | vocabulary | parameters | tokens |
 |---|---|---|---|---|
+| 0 | 6 x 64 | 2,048 | 0.56M | 0.16M |
 | 1 | 12 x 64 | 2,048 | 0.85M | 0.4M |
 | 2 | 12 x 128 | 4,096 | 3.4M | 1.6M |
 | 3 | 16 x 192 | 8,192 | 10.2M | 6.6M |
@@ -16,8 +17,9 @@ Its files are `corpus/train-*.jsonl.xz`, any text with one document a line, and 
 (docs/evaluate.md), on which a run is evaluated at its end; without them: --config.eval.texts="()"
 --config.eval.benchmarks="()". Full measurements are taken ten times a run.
 
-Tokens grow fourfold a rung. Every rung has its own tokenizer, trained as above with its vocabulary. `compare` sets the
-method's keys, the learning rate and the seed of every run; docs/compare.md has the rest.
+From rung 1 on tokens grow fourfold a rung. Every rung has its own tokenizer, trained as above with its vocabulary. Rung
+0 is `make results-small`, which shows that all of it works and decides nothing. `compare` sets the method's keys, the
+learning rate and the seed of every run; docs/compare.md has the rest.
 """
 
 from ml_collections import ConfigDict
@@ -32,6 +34,7 @@ RUNGS = {
     "3": (16, 192, 8192, 32, 800),
     "4": (16, 384, 16384, 64, 1600),
     "5": (12, 768, 32000, 128, 3200),
+    "0": (6, 64, 2048, 8, 80),
 }
 
 
@@ -56,7 +59,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.eval.texts = ("wikitext=corpora/wikitext-2/test.txt",)
     config.eval.benchmarks, config.eval.benchmark_data, config.eval.benchmark_limit = ("lambada",), "corpora", 500
     config.eval.sample_length = 0
-    config.stability.measure, config.stability.measure_every = "full", steps // 10
+    config.stability.measure, config.stability.measure_every = "full", max(20, steps // 10)
     config.stability.incidents = 0  # high rates have many, and each would keep a checkpoint
     config.checkpoint.every, config.checkpoint.keep_last = max(100, steps // 4), 1
     config.log.tensorboard_every = 0

@@ -221,4 +221,7 @@ def _styles() -> Iterator[dict[str, str]]:
 
 
 def _legend(figure: Any, axis: Any) -> None:
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
+    """A line for each run, beside the panels, which are as high as that takes."""
+    lines, labels = axis.get_legend_handles_labels()
+    figure.set_size_inches(8.4, max(3.0, 0.4 + 0.17 * len(labels)))
+    figure.legend(lines, labels, loc="outside right upper")

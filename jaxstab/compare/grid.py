@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxstab.config import ConfigError, flatten, from_flat, unknown
+from jaxstab.config import ConfigError, flatten, from_flat, unchosen, unknown
 from jaxstab.train.config import Config, check
 
 Overrides = Mapping[str, Any]  # {key of the config: value}
@@ -131,6 +131,13 @@ def _cell(
         check(resolved)
     except ConfigError as error:
         raise ConfigError(f"{method} can't be run with this config: {error}") from error
+    idle = unchosen(flatten(resolved))
+    for key, _ in varied:
+        if key in idle:
+            raise ConfigError(
+                f"--vary={key} has no effect on {method}; give the methods that it is about a command of their own, "
+                "with the same --workdir"
+            )
     return Cell(method, rate, seed, varied, resolved)
 
 

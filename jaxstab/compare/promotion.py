@@ -54,11 +54,14 @@ def screening(grid: Grid, law: Law) -> list[Cell]:
 
 
 def deciding(grid: Grid, rows: Sequence[Row], loss: str, law: Law) -> list[Cell]:
-    """All seeds of the baseline and of those that the first seed doesn't put behind it, at their best rates."""
+    """All seeds of the baseline and of those that the first seed doesn't put behind it, at their best rates.
+
+    None where no run of the baseline is done.
+    """
     first = [row for row in rows if row["seed"] == law.seed]
     rate = {variant: best_rate(first, variant, loss) for variant in variants(first)}
     least = {variant: min(losses(first, variant, rate[variant], loss).values()) for variant in rate}
-    chosen = {variant for variant in rate if least[variant] <= least[law.baseline]}
+    chosen = {variant for variant in rate if least[variant] <= least.get(law.baseline, -math.inf)}
     return [cell for cell in grid.cells if cell.variant in chosen and cell.learning_rate == rate[cell.variant]]
 
 

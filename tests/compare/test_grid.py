@@ -50,6 +50,7 @@ def test_every_named_method_can_be_run(name):
             (["wesar"], [], [], ["optimizer.weight_decy=1"]),
             "unknown config key optimizer.weight_decy of wesar; did you",
         ),
+        ((["small"], [], [], ["reparam.wesar.sigma=0.01,0.02"]), "--vary=reparam.wesar.sigma has no effect on small"),
         ((["wesar"], [], [], ["train.steps=f(1)"]), "--vary=train.steps=f(1) is no value of that key"),
     ],
 )
