@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxstab.model.attention_chunked import chunked_attention
+from jaxstab.model.attention_sequence import is_split_sequence, sequence_attention
 from jaxstab.model.attention_splash import is_splash_shape, splash_attention
 
 
@@ -24,16 +25,18 @@ def fused_attention(
     implementation: str,
     sinks_H: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B T H K"]:
-    """Attention by splash, where it takes the shape, `chunked`, or a kernel of `jax.nn.dot_product_attention`.
+    """Attention by splash, where it takes the shape, `chunked`, which gathers keys and values where a mesh splits the
+    sequence, or a kernel of `jax.nn.dot_product_attention`.
 
     The softmax of each is in float32. Sinks take `chunked`.
     """
+    chunked = sequence_attention if is_split_sequence(q_BTHK, k_BSGK) else chunked_attention
     if sinks_H is not None:
-        return with_sinks(*chunked_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT), sinks_H)
+        return with_sinks(*chunked(q_BTHK, k_BSGK, v_BSGK, segments_BT), sinks_H)
     if implementation == "splash" and is_splash_shape(q_BTHK, k_BSGK):
         return splash_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT)
     if implementation in ("chunked", "splash"):
-        return chunked_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT)[0]
+        return chunked(q_BTHK, k_BSGK, v_BSGK, segments_BT)[0]
     mask = None if segments_BT is None else (segments_BT[:, None, :, None] == segments_BT[:, None, None, :])
     kernel = cast(Literal["xla", "cudnn"], implementation)
     return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, mask=mask, is_causal=True, implementation=kernel)

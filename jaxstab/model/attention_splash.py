@@ -23,12 +23,16 @@ def is_splash_shape(q_BTHK: Array, k_BTGK: Array) -> bool:
     shape = jax.sharding.get_abstract_mesh().shape
     if not shape:  # no mesh to map over, as where a sample is generated
         return False
-    batch, length, heads, _ = _spec()
+    whole = math.prod(shape[axis] for axis in _names(activation_spec()[1])) == 1
+    return whole and divides(q_BTHK, k_BTGK) and q_BTHK.shape[1] % BLOCKS[-1] == 0
+
+
+def divides(q_BTHK: Array, k_BTGK: Array) -> bool:
+    """Whether the mesh of this trace divides the sequences and heads of these."""
+    shape, (batch, _, heads, _) = jax.sharding.get_abstract_mesh().shape, activation_spec()
     devices = (math.prod(shape[axis] for axis in _names(part)) for part in (batch, heads, heads))
     counts = len(q_BTHK), q_BTHK.shape[2], k_BTGK.shape[2]
-    divides = all(count % number == 0 for count, number in zip(counts, devices, strict=True))
-    whole = math.prod(shape[axis] for axis in _names(length)) == 1
-    return divides and whole and q_BTHK.shape[1] % BLOCKS[-1] == 0
+    return all(count % number == 0 for count, number in zip(counts, devices, strict=True))
 
 
 def splash_attention(
@@ -41,7 +45,7 @@ def splash_attention(
 
     A partitioner can't split a kernel, so this maps over the devices; under a vmap over replicas, over these too.
     """
-    spec = _spec()
+    spec = activation_spec()
     specs = spec, spec, spec, PartitionSpec(*spec[:2])
     attend = jax.shard_map(_attend, in_specs=specs, out_specs=spec, check_vma=False)
     return attend(q_BTHK, k_BTGK, v_BTGK, segments_BT)
@@ -62,7 +66,7 @@ def _attend(q_BTHK: Array, k_BTGK: Array, v_BTGK: Array, segments_BT: Array | No
     return jax.vmap(kernel)(q_BHTK, k_BGTK, v_BGTK, segments).swapaxes(1, 2)
 
 
-def _spec() -> PartitionSpec:
+def activation_spec() -> PartitionSpec:
     """Mesh axes of [B, T, H or G, K] by the logical rules in force."""
     return nn.logical_to_mesh_axes(("batch", "length", "heads", None)) or PartitionSpec()
 

@@ -66,8 +66,9 @@ class ModelConfig(Options):
     dtype: str = option("float32", "Compute dtype; parameters, norms, softmax and loss stay float32.", choices=DTYPES)
     remat: str = option(
         "full",
-        "What a block's backward pass recomputes: everything, all but matrix products, or nothing.",
-        choices=("full", "dots", "none"),
+        "What a block's backward pass recomputes: everything, all but matrix products, or nothing. `offload` "
+        "recomputes everything, from inputs of blocks that wait in the host's memory.",
+        choices=("full", "dots", "none", "offload"),
     )
     attention: str = option(
         "auto",

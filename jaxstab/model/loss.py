@@ -58,7 +58,7 @@ def chunked_loss(
     z_loss: float,
     chunk: int,
     softcap: float = 0.0,
-    groups: int = 1,
+    groups: tuple[int, int] = (1, 1),
 ) -> tuple[Float[Array, ""], LossSums]:
     """The sum of cross-entropy + z_loss * log(Z)^2 over the unmasked targets.
 
@@ -75,13 +75,16 @@ def chunked_loss(
       z_loss: coefficient of log(Z)^2 (PaLM; 1e-4 in Nishida et al. 2024, Table 11).
       chunk: positions of each sequence in a chunk, at most; the last may hold fewer.
       softcap: of the output logits; 0 is off.
-      groups: groups of rows, as many as the mesh's axis `fsdp` has devices.
+      groups: of rows and of positions, as many as the mesh's axes `fsdp` and `sequence` have devices.
 
     Returns:
       The loss summed over targets, and the sums that it consists of.
     """
-    chunk = min(chunk, hidden_BTD.shape[1])
-    chunks = -(-hidden_BTD.shape[1] // chunk)
+    (batch, length), (of_rows, of_positions) = targets_BT.shape, groups
+    of_rows, of_positions = of_rows if batch % of_rows == 0 else 1, of_positions if length % of_positions == 0 else 1
+    length //= of_positions
+    chunk = min(chunk, length)
+    chunks = -(-length // chunk)
 
     def split(x: Array) -> Array:
         padded = jnp.pad(x, ((0, 0), (0, chunks * chunk - x.shape[1]), *((0, 0),) * (x.ndim - 2)))
@@ -94,10 +97,15 @@ def chunked_loss(
     def of_group(hidden_BTD: Array, targets_BT: Array, mask_BT: Array) -> tuple[Array, LossSums]:
         return _sum_over_chunks(chunk_loss, lm_head_DV, split(hidden_BTD), split(targets_BT), split(mask_BT))
 
-    if groups == 1 or hidden_BTD.shape[0] % groups:
-        return of_group(hidden_BTD, targets_BT, mask_BT)
-    grouped = (x.reshape(groups, -1, *x.shape[1:]) for x in (hidden_BTD, targets_BT, mask_BT))
-    return jax.tree.map(jnp.sum, jax.vmap(of_group, spmd_axis_name="fsdp")(*grouped))
+    if of_positions > 1:
+        of_part = jax.vmap(of_group, in_axes=1, spmd_axis_name="sequence")
+        parts = [x.reshape(batch, of_positions, length, *x.shape[2:]) for x in (hidden_BTD, targets_BT, mask_BT)]
+    else:
+        of_part, parts = of_group, [hidden_BTD, targets_BT, mask_BT]
+    if of_rows > 1:
+        of_part = jax.vmap(of_part, spmd_axis_name="fsdp")
+        parts = [x.reshape(of_rows, -1, *x.shape[1:]) for x in parts]
+    return jax.tree.map(jnp.sum, of_part(*parts))
 
 
 ChunkLoss = Callable[[Array, Array, Array], tuple[Array, LossSums]]  # of logits, targets and mask

@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Int
 
 from jaxstab import table
@@ -51,6 +52,12 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names("attention"),
+    ),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["block_input"],
+        offload_src="device",
+        offload_dst="pinned_host",
     ),
 }
 
@@ -211,6 +218,7 @@ class Block(nn.Module):
         return self.placement.join(branch, x_BTD)
 
     def __call__(self, x_BTD: Array, layer: Array, *context: Any) -> tuple[Array, None]:
+        x_BTD = checkpoint_name(x_BTD, "block_input")
         between_BTD = self.attention_branch(x_BTD, layer, *context)
         x_BTD = self.mlp_branch(between_BTD, layer, x_BTD if self.config.parallel else None)
         return nn.with_logical_constraint(x_BTD, ("batch", "length", None)), None

@@ -26,7 +26,7 @@ from jaxstab.train.program import Program
 from jaxstab.train.setup import Setup
 
 FLOAT = 4  # bytes of parameters, moments, gradients and of the loss's logits
-RECOMPUTING = ("full",)  # of model.remat: a block's backward pass begins with its forward pass
+RECOMPUTING = ("full", "offload")  # of model.remat: a block's backward pass begins with its forward pass
 
 
 def step_flops(config: Config, table: Table[Effective]) -> dict[str, float]:
@@ -154,7 +154,7 @@ def memory(config: Config, sizes: Mapping[str, int], held: Footprint) -> dict[st
     return {
         "parameters": parameters,
         "optimizer": held.moments * parameters,
-        "activations": sequences * held.kept,
+        "activations": sequences * held.kept * (config.model.remat != "offload"),
         "block": sequences * held.block,
         "gradients": held.gradients * parameters,
         "logits": 2.0 * FLOAT * positions * config.model.vocabulary / sizes["tensor"],

@@ -51,7 +51,7 @@ def loss_sums(
         z_loss=config.train.z_loss,
         chunk=config.train.loss_chunk,
         softcap=config.model.logits_softcap,
-        groups=setup.mesh.shape["fsdp"],
+        groups=(setup.mesh.shape["fsdp"], setup.mesh.shape["sequence"]),
     )
     return loss, (sums, sown(variables))
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from jaxstab import initialize, optimize, scale, stability
 from jaxstab.reparam import reparameterize
-from jaxstab.table import Raw, Weights
+from jaxstab.table import Raw, Weights, path_of, rows
 from jaxstab.train.setup import Setup
 
 
@@ -67,14 +69,28 @@ def _begun(setup: Setup, raw: Raw, reparam: Any) -> TrainState:
 
 
 def state_shardings(setup: Setup, abstract: TrainState) -> Any:
-    """A `TrainState` of shardings: moments lie as their parameters do, and everything small is on every device."""
+    """A `TrainState` of shardings: moments lie as their parameters do, a method's vectors along their matrix, and
+    everything small is on every device."""
     raw: Any = scale.shardings(setup.stored_table, setup.mesh)
     whole: Any = scale.replicated(setup.mesh)
     return TrainState(
         step=whole,
         raw=raw,
-        reparam=jax.tree.map(lambda _: whole, abstract.reparam),
+        reparam=jax.tree_util.tree_map_with_path(functools.partial(_along_matrix, setup), abstract.reparam),
         clip=optimize.state_shardings(setup.optimizer.clip, abstract.clip, raw, whole),
         optimizer=optimize.state_shardings(setup.optimizer.update, abstract.optimizer, raw, whole),
         guard=jax.tree.map(lambda _: whole, abstract.guard),
     )
+
+
+def _along_matrix(setup: Setup, key_path: Any, leaf: Any) -> NamedSharding:
+    """The sharding of a method's state: a vector of a matrix's inputs is split as these are."""
+    path = path_of(key_path[1:])  # after the number of the method
+    known = {
+        row.path.removesuffix("/weight"): row for table in (setup.table, setup.stored_table) for row in rows(table)
+    }
+    row = known.get(path)
+    if row is None or not row.is_matrix or leaf.shape != row.shape[:-1]:
+        return scale.replicated(setup.mesh)
+    vector = row.replace(shape=row.shape[:-1], axes=row.axes[:-1])
+    return NamedSharding(setup.mesh, scale.spec(vector, setup.mesh))

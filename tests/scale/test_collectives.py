@@ -10,7 +10,7 @@ import pytest
 from jaxstab.model.config import ModelConfig
 from jaxstab.scale import MeshConfig
 from jaxstab.scale.collectives import collectives
-from jaxstab.table import count
+from jaxstab.table import count, rows
 from jaxstab.train.config import Config
 from jaxstab.train.program import build
 from jaxstab.train.step_io import hypers
@@ -22,12 +22,13 @@ LM_HEAD = 4 * 16 * 64  # bytes
 
 
 @functools.cache
-def step_of(**mesh):
+def step_of(method="identity", **mesh):
     """The program, and its collectives, of a bf16 step in micro-batches and chunks of the loss."""
     program = build(
         dataclasses.replace(
             BASE,
             model=MODEL,
+            reparam=dataclasses.replace(BASE.reparam, method=method),
             mesh=MeshConfig(**mesh),
             data=dataclasses.replace(BASE.data, length=16),
             train=dataclasses.replace(
@@ -61,6 +62,25 @@ def test_the_gradient_of_lm_head_is_summed_over_devices_once_a_micro_batch_and_n
     parameters = 4 * count(program.setup.stored_table)
     summed = sent["all-reduce f32"]["bytes"] + sent.get("reduce-scatter f32", {"bytes": 0})["bytes"]
     assert summed < MICRO_BATCHES * parameters + CHUNKS * LM_HEAD, sent
+
+
+@pytest.mark.parametrize(("method", "vectors"), [("wesar", 0), ("weight_norm", 1), ("sigma_reparam", 2)])
+def test_a_method_works_on_its_own_part_and_sends_vectors_alone(method, vectors):
+    """Nothing of a matrix's size more is sent than without it: a scalar for each matrix, or vectors of its sides.
+
+    Weights are gathered once they are effective. A unit's norm is summed over devices, forward and in its gradient, and
+    a power iteration's two products likewise, on each side of a matrix.
+    """
+    program, sent = step_of(method, fsdp=8)
+    _, without = step_of(fsdp=8)
+    table = [row for row in rows(program.setup.table) if row.is_matrix]
+    scalars = sum(max(1, row.layers) for row in table)
+    sides = sum(max(1, row.layers) * (row.fan_in + row.fan_out) for row in table)
+    gathered, before = ({k: v["bytes"] for k, v in each.items() if "gather" in k} for each in (sent, without))
+    more = sum(total["sent"] for total in sent.values()) - sum(total["sent"] for total in without.values())
+    assert sum(gathered.values()) - sum(before.values()) <= 4 * vectors * sides
+    assert 0 < more <= 2 * 4 * (4 * scalars + 2 * vectors * sides), (more, scalars, sides)
+    assert more < 4 * count(program.setup.table)
 
 
 def test_collectives_in_loops_count_as_often_as_these_turn():
