@@ -137,11 +137,17 @@ def devices_of(slice_: Slice) -> tuple[list[Any], str]:
         from jax.experimental import topologies
 
         try:
-            return list(topologies.get_topology_desc(platform="tpu", topology_name=str(slice_)).devices), "tpu"
+            whole = topologies.get_topology_desc(platform="tpu", topology_name=str(in_hosts(slice_)))
+            return list(whole.devices)[: slice_.devices], "tpu"
         except Exception as error:  # of whatever kind the plugin raises
             line = " ".join(str(error).split())[:200]
             raise ConfigError(f"--topology={slice_} is no slice that libtpu knows: {line}") from error
     return virtual_devices(slice_.devices), "cpu"
+
+
+def in_hosts(slice_: Slice) -> Slice:
+    """The slice, or that of the whole host that it is a part of: libtpu knows no less than 2x2 chips."""
+    return Slice(slice_.name, (*(max(2, size) for size in slice_.shape[:2]), *slice_.shape[2:]))
 
 
 def has_libtpu() -> bool:

@@ -144,6 +144,11 @@ def test_a_tpu_without_room_is_told_with_what_it_would_need(monkeypatch):
     assert planned.needed == 20.5 * 2**30 and not planned.fits and planned.compiler == "tpu, out of memory"
 
 
+def test_a_part_of_a_host_is_compiled_for_as_one():
+    wholes = {"v5e:1x1": "v5e:2x2", "v6e:2x4": "v6e:2x4", "v5p:1x1x1": "v5p:2x2x1", "v5p:2x2x4": "v5p:2x2x4"}
+    assert {part: str(plan.in_hosts(read_slice(part))) for part in wholes} == wholes
+
+
 def test_an_axis_of_minus_one_takes_what_the_slice_has_left():
     config = dataclasses.replace(configured(), mesh=MeshConfig(fsdp=-1, tensor=2))
     assert plan.on_mesh_of(config, read_slice("v5p:4x4x4")).mesh == MeshConfig(fsdp=32, tensor=2)
