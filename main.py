@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,16 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxstab.commands import COMMANDS, WORKDIR, Call, Flag, overrides
-from jaxstab.config import ConfigError, EndedElsewhere, UserError, declared, flatten, to_config_dict, unknown
+from jaxstab.config import (
+    ConfigError,
+    EndedElsewhere,
+    UserError,
+    declared,
+    flatten,
+    local_path,
+    to_config_dict,
+    unknown,
+)
 from jaxstab.train.signals import Stopped
 
 CONFIG = Flag("config", None, "Path of a config file; --config.key=value changes a key of it.")
@@ -114,7 +124,7 @@ def _help(argv: Sequence[str]) -> str:
 def _overrides_checked(argv: Sequence[str]) -> list[str]:
     """`argv`, once no `--config.a.b` names an unknown key; ml_collections would show a traceback.
 
-    Tuples of strings may come without quotes, `--config.data.files=a/*.txt,b/*.txt`.
+    Tuples of strings may come without quotes, `--config.data.files=a/*.txt,b/*.txt`; `--config=~/x.py` is expanded.
     """
     from jaxstab.train.config import Config
 
@@ -128,6 +138,8 @@ def _overrides_checked(argv: Sequence[str]) -> list[str]:
         given = argument[override.end() :] if override else ""
         if override and override[3] and override[2] in texts and not given.startswith(("'", '"', "(")):
             argument = override[0] + repr(tuple(filter(None, map(str.strip, given.split(",")))))
+        if re.match(r"--?config=~", argument):
+            argument = "--config=" + os.path.expanduser(argument.partition("=")[2])
         checked.append(argument)
     return checked
 
@@ -138,10 +150,11 @@ def _saved_config(argv: Sequence[str]) -> ConfigDict | None:
     from jaxstab.train.workdir import saved_config
 
     goes_on = argv[1:2] in ([], ["train"]) or argv[1].startswith("-")
-    workdir = _value(argv, "workdir")
-    if not goes_on or _value(argv, "config") is not None or workdir is None or not (Path(workdir) / SAVED).is_file():
+    given = _value(argv, "workdir")
+    if not goes_on or _value(argv, "config") is not None or given is None:
         return None
-    return to_config_dict(saved_config(Path(workdir)))
+    workdir = Path(local_path(given, "--workdir"))
+    return to_config_dict(saved_config(workdir)) if (workdir / SAVED).is_file() else None
 
 
 def _value(argv: Sequence[str], flag: str) -> str | None:

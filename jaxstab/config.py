@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -49,6 +50,19 @@ class EndedElsewhere(Exception):
 
 class ConfigError(UserError):
     """A configuration that cannot be used."""
+
+
+def local_path(given: str, name: str) -> str:
+    """A path with `~` expanded; raises ConfigError for one on object storage.
+
+    Files are appended to, locked and renamed here, none of which object storage does.
+    """
+    if "://" in given:
+        raise ConfigError(
+            f"{name}={given} is on object storage, where files can't be appended to or locked; take a directory that "
+            "all hosts see (NFS, Filestore, Lustre, FSx), and copy it there afterwards"
+        )
+    return os.path.expanduser(given)
 
 
 @dataclasses.dataclass(frozen=True)

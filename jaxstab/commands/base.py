@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from jaxstab.config import ConfigError, flatten, unchosen
+from jaxstab.config import ConfigError, flatten, local_path, unchosen
 
 if TYPE_CHECKING:
     from jaxstab.train.config import Config
@@ -98,6 +98,16 @@ def refuse_idle(overridden: Sequence[str], config: Config) -> None:
             )
 
 
-WORKDIR = Flag("workdir", None, "Where the run is kept.")
+def define_path(name: str, default: str | None, help: str, flag_values: flags.FlagValues) -> None:
+    """Defines a flag that is a path: `~` is expanded, and object storage refused."""
+
+    class Path(flags.ArgumentParser[str]):
+        def parse(self, argument: str) -> str:
+            return local_path(argument, f"--{name}")
+
+    flags.DEFINE(Path(), name, default, help, flag_values)
+
+
+WORKDIR = Flag("workdir", None, "Where the run is kept.", define_path)
 STEP = Flag("step", None, "The checkpoint that is read; by default the newest.", flags.DEFINE_integer)
-OUT = Flag("out", None, "What is written.")
+OUT = Flag("out", None, "What is written.", define_path)

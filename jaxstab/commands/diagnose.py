@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from jaxstab.commands.base import WORKDIR, Call, Command, Flag
+from jaxstab.commands.base import WORKDIR, Call, Command, Flag, define_path
 
 
 def _run(call: Call) -> None:
@@ -26,7 +26,7 @@ COMMAND = Command(
     (
         WORKDIR,
         Flag("replay", None, "The incident that is replayed: its step, as in incidents/<step>."),
-        Flag("log", None, "A log of another trainer; the report goes into --workdir, or beside the log."),
+        Flag("log", None, "A log of another trainer; the report goes into --workdir, or beside the log.", define_path),
     ),
     config=False,
 )

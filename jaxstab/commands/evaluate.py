@@ -6,12 +6,12 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from jaxstab.commands.base import STEP, WORKDIR, Call, Command, Flag
+from jaxstab.commands.base import STEP, WORKDIR, Call, Command, Flag, define_path
 
 FLAGS = (
     WORKDIR,
     STEP,
-    Flag("data", "", "The directory with wikitext-2/, lambada/ and superglue/; it is only read."),
+    Flag("data", "", "The directory with wikitext-2/, lambada/ and superglue/; it is only read.", define_path),
     Flag(
         "tasks",
         ["wikitext", "lambada"],
@@ -21,7 +21,7 @@ FLAGS = (
     Flag("fewshot", None, "Examples in a prompt of the harness; by default the task's number.", flags.DEFINE_integer),
     Flag("stride", 0, "Tokens that a window of wikitext scores; 0 is model.max_length.", flags.DEFINE_integer),
     Flag("limit", 0, "Documents of each task, the first ones; 0 takes all.", flags.DEFINE_integer),
-    Flag("results", None, "The JSON file that results are written to, besides the table."),
+    Flag("results", None, "The JSON file that results are written to, besides the table.", define_path),
 )
 
 
@@ -33,7 +33,7 @@ def _run(call: Call) -> None:
     from jaxstab.train.workdir import write_whole
 
     console = Console(highlight=False)
-    workdir, data = call.required("workdir", "runs/first"), Path(call["data"]).expanduser()
+    workdir, data = call.required("workdir", "runs/first"), Path(call["data"])
     own = [task for task in call["tasks"] if task in BENCHMARKS]
     others = [task for task in call["tasks"] if task not in BENCHMARKS]
     benchmarks = opened(data, own, call["stride"], call["limit"])

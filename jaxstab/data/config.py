@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxstab.config import ConfigError, Options, Range, option
+from jaxstab.config import ConfigError, Options, Range, local_path, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ class DataConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        local_path(self.cache_dir, "data.cache_dir")
         if self.source == "text" and not self.files:
             raise ConfigError('data.source=text needs data.files, for instance data.files=("corpus/*.jsonl.gz",)')
         if self.source in ("tfds", "huggingface") and not self.name:

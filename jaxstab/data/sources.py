@@ -173,11 +173,12 @@ def _hub_rows(name: str, subset: str, split: str) -> Any:
     """The data set as a stream of rows, cut into shards."""
     datasets = _import("datasets", "data.source=huggingface needs the datasets library: pip install -e .[hf]")
     try:
-        if (Path(name) / "state.json").exists():
-            saved = datasets.load_from_disk(name)
+        directory = Path(name).expanduser()
+        if (directory / "state.json").exists():
+            saved = datasets.load_from_disk(directory)
             return saved.to_iterable_dataset(num_shards=max(1, len(saved) // DOCUMENTS_PER_UNIT))
-        if (Path(name) / "dataset_dict.json").exists():
-            return _hub_rows(str(Path(name) / split), subset, split)
+        if (directory / "dataset_dict.json").exists():
+            return _hub_rows(str(directory / split), subset, split)
         return datasets.load_dataset(name, subset or None, split=split, streaming=True)
     except Exception as error:  # the library raises its own, and those of the libraries below it
         what = f"data.name={name} subset={subset} split={split}"
