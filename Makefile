@@ -14,7 +14,7 @@ help:
 	@echo "make train   train a small model on this machine: makes .venv at first, then runs configs/quickstart.py"
 	@echo "make test    lint, then the whole test suite"
 	@echo "make parity  installs PyTorch, transformers and lm-evaluation-harness, then compares with them"
-	@echo "make soak    what make test does in small: diagnose on 2,000 random histories and 60 healthy runs"
+	@echo "make soak    what make test does in small: random histories, healthy runs, spoilt files, 100 kills"
 	@echo "make bench   speed as ratios, each beside its goal: ten minutes, on a machine that does nothing else"
 	@echo "make results-small  a reduced grid of methods and its report: about a quarter of an hour on two cores"
 	@echo "make lint    ruff and mypy"
@@ -33,6 +33,8 @@ parity: .venv/installed-parity
 soak: .venv/installed-dev
 	@.venv/bin/python -m tests.diagnose.fuzz 2000
 	@.venv/bin/python -m tests.diagnose.healthy 60
+	@.venv/bin/python -m tests.faults.fuzz 10000
+	@.venv/bin/python -m tests.faults.soak runs/soak runs/soak.jsonl
 
 bench: .venv/installed-dev
 	@.venv/bin/python benchmarks/speed.py $(if $(NANODO),--nanodo=$(NANODO))

@@ -43,6 +43,12 @@ def sync(path: Path) -> None:
         _sync_one(each)
 
 
+def sync_with_name(path: Path) -> None:
+    """Like `sync`, and the name of the file or directory, too."""
+    sync(path)
+    _sync_one(path.parent)
+
+
 def _sync_one(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -24,6 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
+from jaxstab import durable
 from jaxstab.config import Options, Range, UserError, option
 from jaxstab.scale.hosts import ALONE, Hosts
 from jaxstab.train.digests import digests, leaves_by_path
@@ -71,7 +72,7 @@ class Checkpoints:
         self._directory = Path(directory).absolute()
         self._every = config.every
         self._warn, self._hosts = warn, hosts
-        self._saving = -1
+        self._saving = self._synced = -1
         policies = [LatestN(config.keep_last), _Pinned(pinned)]
         if config.keep_every:
             policies.append(EveryNSteps(config.keep_every))
@@ -127,7 +128,14 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when the save in progress has reached the disk; raises UserError where it has failed."""
-        self._or_user_error(self._manager.wait_until_finished)
+        self._or_user_error(self._finish)
+
+    def _finish(self) -> None:
+        """Orbax syncs the arrays; the record, what describes the arrays, and the names are brought to the disk here."""
+        self._manager.wait_until_finished()
+        if (self._directory / str(self._saving)).exists() and self._saving != self._synced:
+            durable.sync_with_name(self._directory / str(self._saving))
+            self._synced = self._saving
 
     def _or_user_error(self, write: Callable[[], Any]) -> None:
         try:
