@@ -34,10 +34,9 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        text = super().__str__()
-        if len(text) > LONGEST_MESSAGE:
-            text = f"{text[: LONGEST_MESSAGE // 2]} ... {text[-LONGEST_MESSAGE // 2 + 5 :]}"
-        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in super().__str__())
+        half = LONGEST_MESSAGE // 2
+        return text if len(text) <= LONGEST_MESSAGE else f"{text[: half - 5]} ... {text[-half:]}"
 
 
 class EndedElsewhere(Exception):

@@ -9,7 +9,7 @@ from jaxstab import durable
 from jaxstab.config import UserError
 from jaxstab.data.config import DataConfig
 from jaxstab.data.console import console
-from jaxstab.data.files import BadLines
+from jaxstab.data.files import BadLines, reason_of
 from jaxstab.data.packing import split_of
 from jaxstab.data.sources import Source, documents, open_source
 from jaxstab.data.tokenizers import END
@@ -96,7 +96,12 @@ def prepare_tfds(config: DataConfig, out: str | Path, name: str) -> Path:
     texts = documents(source, BadLines(config.bad_lines))
     builder = _builder_class(name, texts)(data_dir=Path(out).expanduser(), file_format="array_record")
     console.print(f"Writing {source.title} as the TFDS set {name} in {out}", soft_wrap=True)
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except UserError:
+        raise
+    except Exception as error:  # TFDS passes on what its writers raise, each its own
+        raise UserError(f"the TFDS set can't be written to {out}: {reason_of(error)}") from error
     return Path(builder.data_path)
 
 

@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -49,6 +49,7 @@ NAMES = {
         "learning-rate",  # Megatron-LM
     ),
 }
+LAST_STEP = 2**53
 STEPS = ("step", "global_step", "_step", "iteration")
 EVENTS = "events.out.tfevents.*"
 JSON_FILES = ("trainer_state.json", "metrics.jsonl")
@@ -111,7 +112,7 @@ def _of_json(path: Path) -> Points:
         if isinstance(line, dict):
             step = _number(line.get(_first(STEPS, line), number))
             for name, value in line.items():
-                if name not in STEPS and step is not None and (read := _number(value)) is not None:
+                if name not in STEPS and _is_step(step) and (read := _number(value)) is not None:
                     points[name][int(step)] = read
     return points
 
@@ -129,8 +130,12 @@ def _number(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
+
+
+def _is_step(step: float | None) -> TypeGuard[float]:
+    return step is not None and 0 <= step <= LAST_STEP
 
 
 def _of_events(directory: Path, path: Path | None = None) -> Points:

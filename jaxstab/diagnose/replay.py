@@ -115,9 +115,12 @@ def _compared(replayed: Steps, lines: list[dict[str, Any]]) -> str:
 def _written(path: Path, replayed: Steps, start: int) -> Path:
     """A directory that is read like a run's: what led to the checkpoint, as it was logged, and the steps replayed."""
     directory = path / DIRECTORY
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    shutil.copy(path / workdirs.CONFIG, directory)
     after = [(step, *measurements) for step, measurements in replayed.items()]
-    incidents.write_steps(directory, [*incidents.read_steps(path, -1, start), *after])
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        shutil.copy(path / workdirs.CONFIG, directory)
+        incidents.write_steps(directory, [*incidents.read_steps(path, -1, start), *after])
+    except OSError as error:
+        raise UserError(f"{directory} can't be written: {error.strerror}") from error
     return directory

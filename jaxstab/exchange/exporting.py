@@ -6,6 +6,7 @@ One stack of parameters and one shard are in memory at a time; the whole model n
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -89,6 +90,7 @@ def export(workdir: Path, out: Path, step: int | None = None, console: Console |
         (part / "README.md").write_text(card.card(workdir, int(path.name), source.config, family, out.name))
         durable.replace(part, out)
     except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
         raise UserError(f"{out} can't be written: {error.strerror}") from error
     return check(source.parts, source.config.model, out, console)
 
@@ -115,12 +117,16 @@ def write_shards(folder: Path, family: Family, source: Source) -> bool:
     Returns:
       Whether the head is the embedding, and was left out.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     names: list[list[str]] = []
     total = 0
     for shard in shards(tensors_of(family, source)):
-        save_file(shard, folder / f"{len(names)}.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / f"{len(names)}.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:  # it says what the system said, and isn't an OSError
+            raise OSError(errno.EIO, " ".join(str(error).split())[:200]) from error
         names.append(list(shard))
         total += sum(array.nbytes for array in shard.values())
     files = [f"model-{i + 1:05}-of-{len(names):05}.safetensors" for i in range(len(names))]

@@ -125,7 +125,8 @@ class TensorBoard:
 
     def _opened(self) -> BinaryIO:
         self._directory.mkdir(exist_ok=True)
-        now = time.time_ns()  # files of the same second have distinct names, in their order
+        # Files are read in the order of their names: that of time, also where the host's clock goes backwards.
+        now = max(time.time_ns(), 1 + max(map(_time_of, self._directory.glob("events.out.tfevents.*")), default=0))
         name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now}"
         file = open(self._directory / name, "wb")  # noqa: SIM115, closed by `close`
         file.write(_record(Event(wall_time=time.time(), file_version="brain.Event:2")))
@@ -148,6 +149,12 @@ class TensorBoard:
         file, self._file = self._file, None
         if file is not None:
             file.close()
+
+
+def _time_of(path: Path) -> int:
+    """The nanosecond in the name of one of our files; 0 where it is of another writer."""
+    last = path.name.rpartition(".")[2]
+    return int(last) if len(last) == 19 and last.isdecimal() else 0
 
 
 def _record(event: Event) -> bytes:

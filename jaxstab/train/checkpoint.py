@@ -251,9 +251,12 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         target = self._directory / f"{step}.damaged"
         if self._hosts.writes:
-            if target.exists():
-                shutil.rmtree(target)
-            (self._directory / str(step)).rename(target)
+            try:
+                if target.exists():
+                    shutil.rmtree(target)
+                (self._directory / str(step)).rename(target)
+            except OSError as error:
+                raise UserError(f"{target} can't be written: {error.strerror}") from error
         self._hosts.meet()
         self._manager.reload()
 

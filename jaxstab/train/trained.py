@@ -62,7 +62,7 @@ def load(workdir: str | Path, step: int | None = None) -> Trained:
 
 def checkpoint_of(workdir: Path, step: int | None = None) -> Path:
     """The directory of a checkpoint, absolute; the newest where no step is given. Raises UserError where none is."""
-    steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
     if not steps:
         raise UserError(f"{workdir} has no checkpoint: --workdir takes the directory of a run")
     if step is not None and step not in steps:

@@ -7,7 +7,7 @@ import pytest
 
 import main
 from jaxstab.config import UserError
-from jaxstab.diagnose import find_causes
+from jaxstab.diagnose import diagnose_log, find_causes
 from jaxstab.diagnose.foreign import read_log
 from jaxstab.logging.tensorboard import TensorBoard
 
@@ -106,3 +106,21 @@ def test_what_is_no_log_is_one_line(tmp_path, content):
     with pytest.raises(UserError) as raised:
         read_log(path)
     assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+
+
+def test_a_page_escapes_what_comes_from_a_log(tmp_path, capsys):
+    directory = tmp_path / "<img src=x onerror=alert(1)>"
+    directory.mkdir()
+    log = lines(LOSS, rate="learning_rate")
+    (directory / "log.jsonl").write_text("".join(json.dumps(each | {"<script>": 1.0}) + "\n" for each in log))
+    diagnose_log(directory / "log.jsonl")
+    page = (directory / "report" / "diagnose.html").read_text()
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert "<img" not in page and "<script" not in page
+
+
+@pytest.mark.parametrize("step", ["Infinity", "1e999", "-3", "9" * 400, "NaN", '"x"', "[1]", '{"a":' * 50_000])
+def test_a_step_that_is_none_is_left_out(tmp_path, step):
+    sound = "".join(json.dumps(each) + "\n" for each in lines(LOSS, rate="learning_rate"))
+    (tmp_path / "log.jsonl").write_text(f'{{"step": {step}, "loss": 9.0}}\n{sound}')
+    assert read_log(tmp_path / "log.jsonl").series["train/loss"].steps.tolist() == STEPS.tolist()

@@ -94,9 +94,7 @@ OTHERS = tuple(reader.content for reader in READERS.values())
 
 def trouble(reader: Reader, content: bytes, directory: Path, measure: bool = False) -> str:
     """What a reader does that it may not; "" where it reads the content or refuses it in a line."""
-    path = directory / reader.place
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    reader.put(directory, content)
     before, start = _listing(directory), time.monotonic()
     if measure:
         tracemalloc.start()

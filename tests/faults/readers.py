@@ -5,13 +5,16 @@ A reader gives back what it reads or raises a UserError of one line: nothing els
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import io
 import json
 import lzma
 import struct
-from collections.abc import Callable
+import tempfile
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +28,10 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 import main
 from jaxstab.compare.cells import RESULT
 from jaxstab.config import flatten
-from jaxstab.data import files, load_tokenizer
+from jaxstab.data import DataConfig, files, load_tokenizer, prepare_tfds
 from jaxstab.data.cache import read_manifest
+from jaxstab.data.sources import documents as documents_of
+from jaxstab.data.sources import open_source
 from jaxstab.diagnose.foreign import read_log
 from jaxstab.diagnose.tev import read as read_tev
 from jaxstab.evaluate.lambada import FILE as LAMBADA
@@ -35,16 +40,24 @@ from jaxstab.exchange import find
 from jaxstab.exchange.folder import read_json
 from jaxstab.logging import read_measurements, read_metrics
 from jaxstab.logging.columns import SCHEMA
+from jaxstab.logging.tensorboard import TensorBoard
 from jaxstab.train import incidents, journal, workdir
 from jaxstab.train.config import Config
 
 
 class Reader(NamedTuple):
-    """A sound file's place below a directory, its content, and what reads it, given that directory."""
+    """A sound file's place below a directory, its content, what reads it, given that directory, and files beside it."""
 
     place: str
     content: bytes
     read: Callable[[Path], Any]
+    beside: Mapping[str, bytes] = types.MappingProxyType({})
+
+    def put(self, directory: Path, content: bytes) -> None:
+        """Writes the file with another content, and those beside it."""
+        for place, each in {**self.beside, self.place: content}.items():
+            (directory / place).parent.mkdir(parents=True, exist_ok=True)
+            (directory / place).write_bytes(each)
 
 
 def documents(name: str) -> Callable[[Path], list[str]]:
@@ -106,6 +119,34 @@ def llama2c_file() -> bytes:
     return struct.pack("<7i", *sizes) + np.zeros(count, np.float32).tobytes()
 
 
+def events() -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        board = TensorBoard(Path(directory), -1)
+        for step in range(1, 30):
+            board.scalars(step, {"train/loss": 3.0 / step})
+        board.close()
+        (path,) = Path(directory, "tensorboard").iterdir()
+        return path.read_bytes()
+
+
+@functools.cache
+def tfds_files() -> dict[str, bytes]:
+    """A prepared set of one document, by file."""
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stderr(io.StringIO()):
+        Path(directory, "a.txt").write_text("one two")
+        config = DataConfig(source="text", files=(f"{directory}/a.txt",), cache_dir=directory)
+        return {path.name: path.read_bytes() for path in prepare_tfds(config, directory, "x").iterdir()}
+
+
+def in_x(*names: str) -> dict[str, bytes]:
+    return {f"x/{name}": tfds_files()[name] for name in tfds_files() if name in names or "record" in name}
+
+
+def tfds_documents(directory: Path) -> list[str]:
+    config = DataConfig(source="tfds", name=str(directory / "x"), cache_dir=str(directory.parent / "notes"))
+    return list(documents_of(open_source(config), files.BadLines(0)))
+
+
 RECORDS = lines({"text": "one two"}, {"text": "Käse"}, {"text": "three\n\nfour"})
 METRICS = lines(*({"step": step, "attempt": 0, "train/loss": 3.5, "train/grad_norm": "nan"} for step in range(1, 9)))
 MANIFEST = {"digest": "d", "length": 4, "vocabulary": 257, "end": 256, "bad_lines": [], "unknown": 0, "recipe": {}} | {
@@ -147,11 +188,19 @@ READERS = {
         "incidents/9/incident.json",
         json.dumps({"step": 9, "checkpoint": 4, "reason": "why"}).encode(),
         lambda directory: (incidents.pinned(directory), incidents.read(directory, "9")),
+        {"incidents/9/config.json": b"{}"},
     ),
     "metrics": Reader("metrics.jsonl", METRICS, lambda directory: read_metrics(directory / "metrics.jsonl")),
     "measurements": Reader("measurements/1-2.parquet", parquet(TABLE), read_measurements),
     "log of another trainer": Reader("log.jsonl", METRICS, lambda directory: read_log(directory / "log.jsonl")),
     "trainer_state.json": Reader("trainer_state.json", json.dumps(TRAINER_STATE).encode(), read_log),
+    "TensorBoard's events": Reader("events.out.tfevents.1", events(), read_log),
+    "TFDS info": Reader(
+        "x/dataset_info.json", tfds_files()["dataset_info.json"], tfds_documents, in_x("features.json")
+    ),
+    "TFDS features": Reader(
+        "x/features.json", tfds_files()["features.json"], tfds_documents, in_x("dataset_info.json")
+    ),
     "LAMBADA": Reader(LAMBADA, RECORDS, read_lambada),
     "safetensors": Reader(
         "model.safetensors",
@@ -162,6 +211,7 @@ READERS = {
         "model.safetensors.index.json",
         json.dumps(INDEX).encode(),
         lambda directory: list(read_tev(str(directory))),
+        {"model.safetensors": save({"model.embed_tokens.weight": np.ones((8, 4), np.float32)})},
     ),
     "llama2.c": Reader("model.bin", llama2c_file(), lambda directory: find(directory / "model.bin")),
     "model's config.json": Reader(
