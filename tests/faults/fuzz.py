@@ -25,7 +25,7 @@ from jaxstab.config import LONGEST_MESSAGE, UserError
 from tests.faults.readers import READERS, Reader
 
 SECONDS = 5.0  # for a file of a few kB: more is a hang
-MULTIPLE, ROOM = 50, 8 << 20  # bytes of memory: a multiple of the file, and what a library's own tables take
+MULTIPLE, ROOM = 50, 32 << 20  # bytes of memory: a multiple of the file, and what a library's own tables take
 DEEP = b'{"a":' * 30_000
 
 

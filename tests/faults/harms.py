@@ -63,7 +63,9 @@ def edited(workdir: Path, name: str, old: str, new: str) -> None:
 
 
 def last_part(workdir: Path) -> Path:
-    return max((workdir / "measurements").iterdir())
+    """The newest file of measurements that holds steps up to the newest checkpoint; later ones come again anyway."""
+    step = int(newest(workdir)[0].name)
+    return max(path for path in (workdir / "measurements").iterdir() if int(path.stem.split("-")[0]) <= step)
 
 
 def all_damaged(workdir: Path) -> None:

@@ -224,7 +224,8 @@ def memory(campaign: Campaign, steps: int) -> None:
         with contextlib.suppress(OSError, IndexError):
             samples.append((_last_step(workdir), *_size_of(process.pid)))
         time.sleep(SAMPLES)
-    late = np.array([sample for sample in samples if sample[0] >= WARM], float)
+    # Without the process's end, where it lets go of everything.
+    late = np.array([sample for sample in samples if WARM <= sample[0] < steps], float)
     report: dict[str, Any] = {"campaign": "memory", "steps": steps, "exit": process.returncode, "samples": len(late)}
     for column, name in enumerate(("resident_MB", "open_files", "threads"), 1):
         slope, level = np.polyfit(late[:, 0], late[:, column], 1)
