@@ -15,6 +15,7 @@ from jaxstab.diagnose.normal import columns
 FORGETS = 500.0  # steps: chosen; language models are trained with some 10⁴, and 700 is the shortest run configured here
 TAKEN = 0.3  # decay summed over the steps so far, from which on it can be seen
 SHARE = 0.5  # of the logarithm by which decay alone would have shrunk the median matrix: chosen
+HALF = np.log(2)  # or this: in the end updates hold what decay takes, at whatever norm: chosen
 
 
 def find(history: History) -> list[Cause]:
@@ -27,7 +28,7 @@ def find(history: History) -> list[Cause]:
         return []
     with np.errstate(divide="ignore", invalid="ignore"):
         shrunk = -np.log(np.median(norms / norms[0], axis=1))
-    if not shrunk[-1] > SHARE * taken[-1]:
+    if not shrunk[-1] > min(SHARE * taken[-1], HALF):
         return []
     step = int(steps[np.flatnonzero(taken > 0.1 * TAKEN)[0]])
     sentence = (

@@ -15,7 +15,8 @@ from jaxstab.diagnose.place import Place, named, place_in_stack
 from jaxstab.table import Row
 
 BY_CHANCE = 5.0  # standard deviations of the norm of a drawn matrix, 1/√(2n) of it, and 1% for rounding: chosen
-BY_LAYER = 10.0  # robust standard deviations over layers, and 5%: chosen, where no initial scale is known
+BY_LAYER = 10.0  # robust standard deviations over layers, where no initial scale is known: chosen
+LEAST = 0.25  # and this much of the logarithm: chosen; a product of two small factors is off by 5% by chance
 DRIFT, LOG_Z = 10, 1.0  # steps and nats: chosen; what changes the head so long and moves log Z so far is a drift of it
 MOST_SENTENCES = 4
 
@@ -98,7 +99,7 @@ def _expected_norm(row: Row | None, name: str, series: Series) -> tuple[np.ndarr
         return np.full(series.layers, np.nan), math.inf, ""
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = float(np.median(np.abs(np.log(series.values[0] / median))))
-    return np.full(series.layers, median), 0.05 + BY_LAYER * spread, "that the median layer has"
+    return np.full(series.layers, median), LEAST + BY_LAYER * spread, "that the median layer has"
 
 
 def _given(row: Row, layers: int) -> np.ndarray:
