@@ -78,7 +78,7 @@ def stopwatch() -> Iterator[Times]:
 
     parts = {
         "hypers": (StepInputs, "hypers"),
-        "batch": (StepInputs, "tokens"),
+        "batch": (StepInputs, "rows"),
         "dispatch": (Trainer, "_dispatch"),
         "report": (Trainer, "_report"),
         "log": (RunLogger, "train"),

@@ -114,7 +114,7 @@ def test_benchmarks_that_are_asked_for_afterwards_are_made_up_for(tiny, benchmar
         (["benchmarks=wikitext"], "needs eval.benchmark_data"),
         (["benchmarks=wikitext", "benchmark_data={}/none"], "none/wikitext-2/test.txt is missing"),
         (["benchmarks=wiki", "benchmark_data={}"], "did you mean wikitext?"),
-        (["benchmarks=lambada", "benchmark_data={}", "texts=lambada={}/*.txt"], "has the name of a benchmark"),
+        (["benchmarks=lambada", "benchmark_data={}", "texts=lambada={}/*.txt"], "has the name of another set"),
     ],
 )
 def test_what_is_missing_is_said_before_the_run(tiny, benchmark_files, tmp_path, keys, reason, capsys):

@@ -113,8 +113,8 @@ def test_evaluate_measures_a_workdir(unbroken, tmp_path, capsys):
     out = tmp_path / "results.json"
     flags = f"--workdir={unbroken}", f"--data={tmp_path}", "--tasks=wikitext", f"--results={out}"
     assert main.main(["main.py", "evaluate", *flags]) == 0
-    first, *printed = capsys.readouterr().out.splitlines()
-    assert first == f"Step 8 of {unbroken}, 16 tokens at once: wikitext"
+    first, *printed, last = capsys.readouterr().out.splitlines()
+    assert first == f"Step 8 of {unbroken}, 16 tokens at once: wikitext" and last == f"Written: {out}"
     record = json.loads(out.read_text())
     (lm, text) = load(unbroken), wikitext.read(tmp_path)
     expected = wikitext.wikitext(lm, text)
