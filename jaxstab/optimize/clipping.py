@@ -76,11 +76,11 @@ def adagc(
 
     def update(table: Table, gradients: Any, state: AdaGCState, _: Any = None) -> tuple[Any, AdaGCState]:
         starting = state.norms < warmup
-        whole = _factor(optax.tree.norm(gradients), max_norm)
+        whole = limiting_factor(optax.tree.norm(gradients), max_norm)
         sizes = jax.tree.map(functools.partial(matrix_norm, keepdims=True), table, gradients)
 
         def factor(size: Array, expected: Array) -> Array:
-            return jnp.where(starting, whole, _factor(size, ratio * expected))
+            return jnp.where(starting, whole, limiting_factor(size, ratio * expected))
 
         def average(size: Array, factor: Array, expected: Array) -> Array:
             moved = decay * jnp.where(jnp.isinf(expected), size, expected) + (1 - decay) * size * factor
@@ -121,13 +121,13 @@ def zclip(
     def update(gradients: Any, state: ZClipStatistics, _: Any = None) -> tuple[Any, ZClipStatistics]:
         size = optax.tree.norm(gradients)
         _, usual, following = zclip_step(state, size, threshold, decay, warmup)
-        factor = _factor(size, jnp.minimum(usual, max_norm) if max_norm else usual)
+        factor = limiting_factor(size, jnp.minimum(usual, max_norm) if max_norm else usual)
         next_state = jax.tree.map(functools.partial(jnp.where, jnp.isfinite(size)), following, state)
         return jax.tree.map(lambda g: g * factor, gradients), next_state
 
     return lambda _: optax.GradientTransformation(init, update)
 
 
-def _factor(size: Array, limit: ArrayLike) -> Array:
+def limiting_factor(size: Array, limit: ArrayLike) -> Array:
     """The factor that brings a norm down to a limit; 1 below the limit."""
     return jnp.where(size > limit, limit / size, 1.0)

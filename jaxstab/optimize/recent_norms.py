@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxstab.config import Range
+from jaxstab.optimize.clipping import limiting_factor
 from jaxstab.optimize.layers import TransformationFactory
 
 
@@ -44,8 +45,7 @@ def recent_norms(
     def update(updates: Any, state: RecentNorms, _: Any = None) -> tuple[Any, RecentNorms]:
         norm = optax.tree.norm(updates).astype(jnp.float32)
         limit = jnp.mean(state.norms) + sigmas * jnp.std(state.norms)
-        is_large = (state.known >= window) & (norm > limit)
-        factor = jnp.where(is_large, limit / norm, 1.0)
+        factor = limiting_factor(norm, jnp.where(state.known >= window, limit, jnp.inf))
         ring = RecentNorms(optax.safe_increment(state.known), state.norms.at[state.known % window].set(norm))
         next_state = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(norm), new, old), ring, state)
         return jax.tree.map(lambda u: u * factor, updates), next_state

@@ -72,7 +72,7 @@ def _worse(history: History) -> list[Cause]:
     early = np.where(np.isfinite(loss[:EARLY]), loss[:EARLY], np.inf)
     if len(early) < SMOOTH or steps[0] != 1 or history.once(odd_batches):
         return []
-    level = np.array([np.median(early[max(0, i - SMOOTH + 1) : i + 1]) for i in range(len(early))])
+    level = _levels(early, SMOOTH - 1, 0)
     least = np.minimum.accumulate(level)
     lost = (level > least + LOST) & (np.arange(len(early)) >= SMOOTH - 1)
     if not lost.any():
@@ -109,8 +109,7 @@ def _rising(history: History) -> list[Cause]:
     steps, loss = _beside_frequencies(history)
     if len(loss) < LEAST_LOSSES or history.once(odd_batches):
         return []
-    half = LEVEL // 2
-    level = np.array([np.median(loss[max(0, i - half) : i + half + 1]) for i in range(len(loss))])
+    level = _levels(loss, LEVEL // 2, LEVEL // 2)
     noise = float(robust_spread(loss - level)) / np.sqrt(LEVEL)
     least, end = int(level.argmin()), float(np.median(loss[-max(LEVEL, len(loss) // 5) :]))
     rise = max(RISE, NOISES * noise)
@@ -122,6 +121,11 @@ def _rising(history: History) -> list[Cause]:
         "there, with no one step at which it jumped"
     )
     return [_cause(history, int(onset), sentence)]
+
+
+def _levels(loss: np.ndarray, before: int, after: int) -> np.ndarray:
+    """The median of each loss with as many before and after it, as far as they are there."""
+    return np.array([np.median(loss[max(0, i - before) : i + after + 1]) for i in range(len(loss))])
 
 
 def _beside_frequencies(history: History) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from jaxstab.config import UserError
 from jaxstab.diagnose.checks.base import GAP
 from jaxstab.diagnose.history import History, events
 from jaxstab.train.config import Config
+from jaxstab.train.journal import Journal
 from jaxstab.train.step_io import StepBatches
 
 TOKENS = 1 << 27  # that are read at most, some seconds: chosen; of a longer run every n-th batch is looked at
@@ -51,16 +52,16 @@ def compared_batches(history: History) -> Compared:
         return Compared((), ())
     if history.split is not None:
         try:
-            return _with_corpus(steps, given, history.config, history.split, history)
+            return _with_corpus(steps, given, history.config, history.split, history.journal)
         except UserError:  # it is damaged
             pass
-    return _with_one_another(steps, given, history.config, history)
+    return _with_one_another(steps, given.tolist(), history)
 
 
 def _with_corpus(
-    steps: list[int], given: np.ndarray, config: Config, split: data.PackedSplit, history: History
+    steps: list[int], given: np.ndarray, config: Config, split: data.PackedSplit, journal: Journal
 ) -> Compared:
-    batches = StepBatches(config, split, history.journal)
+    batches = StepBatches(config, split, journal)
     every = -(-batches.tokens_up_to(len(steps)) // TOKENS)
     steps, given = steps[::every], given[::every]
     asked = np.array([data.batch_digest(batches.tokens(step)) for step in steps])
@@ -79,21 +80,20 @@ def _digests_by_place(config: Config, split: data.PackedSplit, end: int) -> dict
     return dict(zip(reversed(digests), reversed(range(len(digests))), strict=True))
 
 
-def _with_one_another(steps: list[int], given: np.ndarray, config: Config, history: History) -> Compared:
+def _with_one_another(steps: list[int], given: list[int], history: History) -> Compared:
     """A batch that an earlier step had; a shuffled corpus gives none twice, in no pass over it."""
-    place = {step: history.journal.batch_of(step) * config.train.batch_size for step in steps}
-    first = dict(zip(reversed(given.tolist()), reversed(steps), strict=True))
-    again = np.array([first[digest] != step for step, digest in zip(steps, given.tolist(), strict=True)])
-    at = np.array(steps)
-    spans = [span for span in events(again, at, GAP) if again[(at >= span[0]) & (at <= span[1])].sum() >= REPEATS]
-    return Compared(
-        tuple(steps),
-        tuple(
-            Replaced(step, place[step], place[first[digest]])
-            for step, digest, is_again in zip(steps, given.tolist(), again, strict=True)
-            if is_again and any(start <= step <= end for start, end in spans)
-        ),
-    )
+    first = dict(zip(reversed(given), reversed(steps), strict=True))
+    origin = {step: first[digest] for step, digest in zip(steps, given, strict=True) if first[digest] != step}
+    at = np.array(sorted(origin), np.int64)
+    spans = [at[(at >= start) & (at <= end)].tolist() for start, end in events(np.ones(len(at), bool), at, GAP)]
+    again = [step for span in spans if len(span) >= REPEATS for step in span]
+    replaced = (Replaced(step, _place(history, step), _place(history, origin[step])) for step in again)
+    return Compared(tuple(steps), tuple(replaced))
+
+
+def _place(history: History, step: int) -> int:
+    """The record that the batch of a step begins at, by the journal; 0 where no config tells the size of batches."""
+    return history.journal.batch_of(step) * history.config.train.batch_size if history.config else 0
 
 
 def position_breaks(history: History) -> list[tuple[int, int, int]]:
@@ -101,15 +101,13 @@ def position_breaks(history: History) -> list[tuple[int, int, int]]:
     steps, positions = history.scalar("train/position")
     if history.config is None or not len(steps):
         return []
-    size = history.config.train.batch_size
-    expected = np.array([history.journal.batch_of(int(step)) * size for step in steps])
+    expected = np.array([_place(history, int(step)) for step in steps])
     return [(int(steps[i]), int(positions[i]), int(expected[i])) for i in np.flatnonzero(positions != expected)]
 
 
 def records_from(history: History, record: int, count: int = 1) -> str:
     """The batches of `count` steps that begin at a record, in words: by the steps whose they are, if any's."""
-    size = history.config.train.batch_size if history.config else 1
-    steps = {history.journal.batch_of(int(step)) * size: int(step) for step in history.scalar("train/batch_digest")[0]}
+    steps = {_place(history, int(step)): int(step) for step in history.scalar("train/batch_digest")[0]}
     if record not in steps:
         return f"the records from {record} on"
     step = steps[record]
