@@ -64,6 +64,16 @@ METHODS: dict[str, dict[str, Any]] = {
     # Kim et al. 2025 (Peri-LN); OLMo 2 (2025)
     "peri": {**SMALL, "model.norm_placement.method": "peri"},
     "reordered": {**SMALL, "model.norm_placement.method": "reordered", "model.qk_norm": True},
+    "sandwich": {**SMALL, "model.norm_placement.method": "peri", "model.norm_placement.peri.exponent": 0.5},  # Trinity
+    # Qiu et al. 2025 (gated attention); gpt-oss (sinks); DeepSeek-V4's clamp
+    "gated_heads": {**SMALL, "model.attention_gate": "head"},
+    "gated_elements": {**SMALL, "model.attention_gate": "element"},
+    "sink": {**SMALL, "model.attention_sink": True},
+    "mlp_clamp": {**SMALL, "model.mlp_clamp": 10.0},
+    "zero_outputs": {**SMALL, "init.method": "normal", "init.normal.zero_outputs": True},
+    # Stollenwerk et al. 2026, in place of the z-loss; without either
+    "mu_centering": {**SMALL, "optimizer.projection.method": "mu_centering", "train.z_loss": 0.0},
+    "no_z_loss": {**SMALL, "train.z_loss": 0.0},
     # Jordan et al. 2024; Li et al. 2025 (NorMuon); Liang et al. 2024 (cautious)
     "muon": {**SMALL, "optimizer.rule.method": "muon"},
     "normuon": {**SMALL, "optimizer.rule.method": "normuon"},
@@ -78,4 +88,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "stable_adamw": {**SMALL, "optimizer.rule.method": "stable_adamw", "optimizer.clip.method": "none"},
     "adagc": {**SMALL, "optimizer.clip.method": "adagc"},
     "zclip": {**SMALL, "optimizer.clip.method": "zclip"},
+    "update_clip": {**SMALL, "optimizer.update_clip.method": "recent_norms"},  # Marin 32B's
+    "unclipped": {**SMALL, "optimizer.clip.method": "none"},
 }
