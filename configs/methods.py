@@ -69,7 +69,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "gated_heads": {**SMALL, "model.attention_gate": "head"},
     "gated_elements": {**SMALL, "model.attention_gate": "element"},
     "sink": {**SMALL, "model.attention_sink": True},
-    "mlp_clamp": {**SMALL, "model.mlp_clamp": 10.0},
+    "swiglu": {**SMALL, "model.mlp": "swiglu"},  # the clamp's control, with half as many parameters again in an MLP
+    "mlp_clamp": {**SMALL, "model.mlp": "swiglu", "model.mlp_clamp": 10.0},
     "zero_outputs": {**SMALL, "init.method": "normal", "init.normal.zero_outputs": True},
     # Stollenwerk et al. 2026, in place of the z-loss; without either
     "mu_centering": {**SMALL, "optimizer.projection.method": "mu_centering", "train.z_loss": 0.0},
