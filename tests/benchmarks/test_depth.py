@@ -53,4 +53,5 @@ def test_it_writes_tables_and_a_figure_and_says_what_it_lacks(tmp_path, monkeypa
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     depth.main()
     table = (tmp_path / "out" / "depth.md").read_text()
-    assert "| growing | 0.000" in table and "| 10 |" in table and (tmp_path / "out" / "depth.svg").stat().st_size > 10_000
+    assert "| growing | 0.000" in table and "| 10 |" in table
+    assert (tmp_path / "out" / "depth.svg").stat().st_size > 10_000
