@@ -75,7 +75,7 @@ def all_damaged(workdir: Path) -> None:
 
 
 def from_the_future(workdir: Path) -> None:
-    """As a host's clock leaves a run that has then gone backwards by two days: every file, and what is named by time."""
+    """As the host's clock leaves a run, and then goes back by two days: every file, and what is named by time."""
     for path in (path for path in workdir.rglob("*") if path.is_file()):
         ahead = path.stat().st_mtime_ns + AHEAD
         os.utime(path, ns=(ahead, ahead))
