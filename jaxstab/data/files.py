@@ -110,7 +110,7 @@ def readable(path: Path) -> Iterator[None]:
     """Turns what a damaged or unreadable file raises into one line."""
     try:
         yield
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
         reason = reason_of(error)
         raise UserError(f"{path} cannot be read: {reason}{remedy(path, reason)}") from error
 
@@ -211,15 +211,26 @@ def _parquet_rows(path: Path, field: str, groups: list[int], bad: BadLines) -> I
     with readable(path), pq.ParquetFile(path) as file:
         row = sum(file.metadata.row_group(group).num_rows for group in range(groups[0]))
         for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[field]):
-            for record in batch.to_pylist():
+            for value in _strings_as_bytes(batch.column(0)).to_pylist():
                 row += 1
-                yield from tolerated(record, field, f"{path}: row {row}", bad)
+                yield from tolerated({field: value}, field, f"{path}: row {row}", bad)
+
+
+def _strings_as_bytes(column: pa.Array) -> pa.Array:
+    """A column whose strings are bytes: writers of other tools don't check that they are UTF-8, and a batch with one
+    that isn't couldn't be read at all."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    return column.cast(pa.large_binary()) if is_text else column
 
 
 def tolerated(record: Any, field: str, where: str, bad: BadLines) -> Iterator[str]:
     """Yields the record's text, or notes in `bad` that it has none."""
     try:
         text = text_of(record, field)
+    except UnicodeDecodeError as error:
+        bad.add(_not_utf8(where, error))
     except ValueError as error:
         bad.add(f"{where}: {error}")
     else:

@@ -193,6 +193,18 @@ def test_a_parquet_row_without_text_is_named(tmp_path):
         read(path)
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_a_parquet_row_that_is_not_utf8_costs_itself_alone(tmp_path, kind):
+    """As writers leave it that take any bytes for a string."""
+    column = pa.array([b"a", b"b\xe9b\xe9", b"c"]).cast(pa.string(), safe=False)
+    column = column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind, safe=False)
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a.parquet: row 2: not UTF-8 text \(.*\): iconv"):
+        read(tmp_path / "a.parquet")
+    tolerant = BadLines(1)
+    assert read(tmp_path / "a.parquet", tolerant) == ["a", "c"] and len(tolerant.places) == 1
+
+
 def damaged(path: Path) -> Path:
     """Writes a file that its name promises too much of."""
     whole = json.dumps({"text": "some words " * 50}).encode() + b"\n"
