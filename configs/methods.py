@@ -27,6 +27,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "xavier": {"init.method": "xavier", "model.embedding.method": "unit"},
     "megatron": {"init.method": "megatron", "model.embedding.method": "unit"},
     "plain": {"init.method": "small", "model.embedding.method": "plain"},  # Takase et al.'s Vanilla
+    # Searched scales: Dauphin and Schoenholz 2019 (MetaInit); Yang et al. 2022 (NIO); Zhu et al. 2021 (GradInit), on
+    # WeSaR too
+    "metainit": {**SMALL, "init_search.method": "metainit"},
+    "gradinit": {**SMALL, "init_search.method": "gradinit"},
+    "nio": {**SMALL, "init_search.method": "nio"},
+    "wesar_gradinit": {**WESAR, "init_search.method": "gradinit"},
     # Nishida et al. 2024 (WeSaR), Tables 6 and 7, whose other rows are small, he, sigma_reparam and weight_norm
     "wesar": WESAR,
     "wesar_wide": {**WESAR, "reparam.wesar.sigma": 0.025},

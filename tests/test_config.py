@@ -227,6 +227,10 @@ OUT_OF_RANGE = [
     ("init.complete_p.base_depth", 0),
     ("init.normal.std", 0.0),
     ("init.he.gain", 0.0),
+    ("init_search.metainit.iterations", 0),
+    ("init_search.metainit.eps", 0.0),
+    ("init_search.gradinit.learning_rate", 0.0),
+    ("init_search.gradinit.gamma", -1.0),
     ("reparam.weight_norm.sigma", 0.0),
     ("reparam.weight_norm.constant", 0.0),
     ("reparam.sigma_reparam.sigma", -1.0),
@@ -347,6 +351,14 @@ def test_values_that_do_not_fit_together_are_refused(section, changes, message):
         (
             {"init.method": "complete_p", "reparam.method": "residual_scaling"},
             r"init\.method=complete_p and reparam\.method=residual_scaling both put a constant",
+        ),
+        (
+            {"init_search.method": "nio", "train.batch_size": 6},
+            r"train\.batch_size=6 is not divisible by the 4 parts that init_search\.method=nio takes it in",
+        ),
+        (
+            {"init_search.method": "metainit", "reparam.method": "sigma_reparam", "reparam.sigma_reparam.gate": "one"},
+            r"init_search\.method=metainit would change nothing: .* reparam\.method=sigma_reparam begins",
         ),
     ],
 )

@@ -146,6 +146,8 @@ class History:
 @functools.lru_cache(maxsize=8)
 def matrices(config: Config) -> dict[str, Row]:
     """The rows of the effective matrices that begin as they are drawn, by role."""
+    if config.search:
+        return {}
     effective, methods, _ = reparameterized(config)
     untied = [row for row in rows(effective) if row.is_matrix and not row.tied]
     return {row.role: row for row in untied if all(each.preserves for each in methods if each.applies(row))}

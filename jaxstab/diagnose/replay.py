@@ -65,7 +65,7 @@ def replay(workdir: str | Path, name: str, console: Console) -> Diagnosis:
             f"{', '.join(map(str, measured))}. Compiling ...",
             soft_wrap=True,
         )
-        state = checkpoints.restore(start, program.abstract_state)[0] if is_saved else inputs.initial_state()
+        state = checkpoints.restore(start, program.abstract_state)[0] if is_saved else inputs.initial_state(console)
     replayed = _taken_again(program, inputs, state, start, end, measured, console)
     console.print(_compared(replayed, read_metrics(path / METRICS)), soft_wrap=True)
     return diagnose(_written(path, replayed, start))

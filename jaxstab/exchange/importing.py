@@ -161,6 +161,11 @@ def _with_tokenizer(config: Config, path: str, keys: dict[str, str]) -> Config:
 
 def _check_preserved(setup: Setup) -> None:
     """Raises a ConfigError where the reparameterization would change the model that it is given."""
+    if setup.config.search:
+        raise ConfigError(
+            f"init_search.method={setup.config.init_search.method} is of drawn weights, and an imported model begins "
+            "with its own; leave it out"
+        )
     if not all(method.preserves for method in setup.methods):
         raise ConfigError(
             f"reparam.method={setup.config.reparam.method} does not keep the weights that it is given: it begins "

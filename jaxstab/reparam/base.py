@@ -49,6 +49,7 @@ class Method(NamedTuple):
       absorbs: whether its gate takes in a matrix's constant multiplier. Otherwise the constant stays outside, and the
         row, the weight and the standard deviation that the method is given are without it.
       preserves: whether `init` keeps the effective weight that it is given.
+      scales: whether the effective weight's scale is that of the weight given to `init`, as it is where it's preserved.
       fixed_gates: whether gates take no gradient, so that only decay would move them.
       linear: whether scaling what is stored scales the effective weight; False where a norm is divided out.
       prepare: (reparam, raw, state, moments) -> raw: a phase before the first step. `moments` is a function, effective
@@ -62,6 +63,7 @@ class Method(NamedTuple):
     kind: str = "gate"
     absorbs: bool = False
     preserves: bool = True
+    scales: bool = True
     linear: bool = True
     fixed_gates: bool = False
     prepare: Callable[..., Raw] | None = None

@@ -82,4 +82,4 @@ def mlra(
             return stored["weight"], state
         return jnp.matmul(stored["left"], stored["right"], precision=jax.lax.Precision.HIGHEST), state
 
-    return Method(lambda row: row.role in roles, rows, init, effective, kind="factors", preserves=False)
+    return Method(lambda row: row.role in roles, rows, init, effective, kind="factors", preserves=False, scales=not std)

@@ -64,7 +64,8 @@ def sigma_reparam(
         norm = norm if differentiate else jax.lax.stop_gradient(norm)
         return stored["gate"] / norm * stored["weight"], u
 
-    return Method(lambda row: row.is_matrix, rows, init, effective, preserves=gate == "norm", linear=False)
+    preserves = gate == "norm"
+    return Method(lambda row: row.is_matrix, rows, init, effective, preserves=preserves, scales=preserves, linear=False)
 
 
 def spectral_norm(weight: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -77,7 +77,16 @@ def weight_norm(
 
     prepare = calibrate if gate == "data" else None
     preserves = gate == "norm"
-    return Method(lambda row: row.is_matrix, rows, init, effective, preserves=preserves, linear=False, prepare=prepare)
+    return Method(
+        lambda row: row.is_matrix,
+        rows,
+        init,
+        effective,
+        preserves=preserves,
+        scales=preserves,
+        linear=False,
+        prepare=prepare,
+    )
 
 
 def calibrate(

@@ -30,6 +30,7 @@ from jaxstab.model.transformer import reads_logits
 from jaxstab.optimize import PROJECTIONS, OptimizerConfig
 from jaxstab.reparam import METHODS, ReparamConfig, compose
 from jaxstab.scale import HostsConfig, MeshConfig
+from jaxstab.search import SEARCHES, Search, SearchConfig
 from jaxstab.stability import StabilityConfig
 from jaxstab.train.checkpoint import CheckpointConfig
 
@@ -122,6 +123,7 @@ class Config(Options):
 
     model: ModelConfig = section(ModelConfig)
     init: MethodConfig = section(InitConfig)
+    init_search: MethodConfig = section(SearchConfig)
     reparam: MethodConfig = section(ReparamConfig)
     optimizer: OptimizerConfig = section(OptimizerConfig)
     data: DataConfig = section(DataConfig)
@@ -161,6 +163,11 @@ class Config(Options):
         """The step at which the run ends."""
         return self.train.steps + self.train.extend
 
+    @property
+    def search(self) -> Search | None:
+        """The search of initial scales that the run begins with."""
+        return build_method(self.init_search, SEARCHES)
+
     def with_vocabulary(self, vocabulary: int) -> Config:
         """The config for a tokenizer of that vocabulary; raises ConfigError where the model's is smaller."""
         if self.model.vocabulary == 0:
@@ -194,7 +201,19 @@ def check(config: Config) -> None:
             f"model.attention={kernel} has no logits for optimizer.projection.method={options.projection.method} to "
             "read; auto and xla do"
         )
-    if any(method.fixed_gates for method in compose(config.reparam, METHODS)):
+    methods = compose(config.reparam, METHODS)
+    if config.search and not all(method.scales for method in methods):
+        raise ConfigError(
+            f"init_search.method={config.init_search.method} would change nothing: with these options "
+            f"reparam.method={config.reparam.method} begins with scales of its own; take reparam.method=identity or "
+            "wesar, or gate=norm where it has a gate"
+        )
+    if config.search and config.train.batch_size % config.search.parts:
+        raise ConfigError(
+            f"train.batch_size={config.train.batch_size} is not divisible by the {config.search.parts} parts that "
+            f"init_search.method={config.init_search.method} takes it in"
+        )
+    if any(method.fixed_gates for method in methods):
         fixed = f"reparam.method={config.reparam.method} keeps its gates fixed"
         if options.decays("gate"):
             raise ConfigError(f"{fixed}, and optimizer.decay_factors would shrink them; leave gate out of it")

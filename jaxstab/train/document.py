@@ -17,6 +17,7 @@ from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.placements import PLACEMENTS
 from jaxstab.optimize import CLIPS, DECAYS, OPTIMIZERS, PROJECTIONS, SCHEDULES
 from jaxstab.reparam import METHODS
+from jaxstab.search import SEARCHES
 from jaxstab.train.config import NOT_TRAINING, Config
 
 CONFIGURATION = """# Configuration
@@ -57,6 +58,7 @@ this project's reading.
 REGISTRIES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "reparam.method": ("Reparameterizations", METHODS),
     "init.method": ("Initial scales", SCALES),
+    "init_search.method": ("Searched initial scales", SEARCHES),
     "model.embedding.method": ("Embedding", EMBEDDINGS),
     "model.norm_placement.method": ("Norm placement", PLACEMENTS),
     "optimizer.rule.method": ("Update rules", OPTIMIZERS),

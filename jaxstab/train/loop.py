@@ -118,7 +118,8 @@ def _attempt(
         return False
     inputs = StepInputs(program, corpus.train, journal)
     say(console, messages.plan(program, corpus, inputs, workdir, start))
-    state = restored[1] if restored else inputs.initial_state()
+    searches = config.search and not restored
+    state = restored[1] if restored else inputs.initial_state(console)
     del restored
     total, settings = config.total_steps, flatten(config)
     with (
@@ -134,6 +135,8 @@ def _attempt(
         trainer = Trainer(
             program, inputs, evaluation, logger, checkpoints, identity, workdir, journal, history, request, clock, hosts
         )
+        if searches:
+            trainer.save(0, state)  # so that neither a roll-back nor a resume searches again
         try:
             trainer.advance(state, start, unjudged)
         except recovery.RolledBack:

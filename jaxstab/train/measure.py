@@ -26,7 +26,7 @@ def measure(setup: Setup, state: TrainState, tokens_BS: Int[Array, "B T+1"]) -> 
     statistics |= probe(setup.model, weights, probed_BT, objective.segments(setup, probed_BT))
     parts = next((parts for parts in range(min(MOST_PARTS, rows), 1, -1) if rows % parts == 0), 1)
     if parts > 1:
-        count = _least_count(rows // parts, rows // accumulation)
+        count = objective.least_count(rows // parts, rows // accumulation)
 
         def gradient(tokens: Array) -> Gradients:
             return objective.mean_gradients(setup, weights, tokens, count)[0]
@@ -34,11 +34,6 @@ def measure(setup: Setup, state: TrainState, tokens_BS: Int[Array, "B T+1"]) -> 
         micro_batches = objective.micro_batches(tokens_BS, parts)
         statistics |= stability.gradient_statistics(setup.table, gradient, micro_batches, rows // parts)
     return scalars_and_vectors(statistics)
-
-
-def _least_count(rows: int, most: int) -> int:
-    """The least number of equal micro-batches of at most `most` rows that make up `rows`."""
-    return next(count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= most)
 
 
 def scalars_and_vectors(statistics: dict[str, Array]) -> Measurements:

@@ -27,12 +27,13 @@ def plan(program: Program, corpus: data.Prepared, inputs: StepInputs, workdir: P
         program.setup.model.config.attention, ""
     )
     cut = f" (records cut to {first.length}{later} steps)" if changes else ""
+    search = f" scaled by {config.init_search.method}" if config.search else ""
     return (
         f"{'Continuing' if start else 'Training'} in {workdir}: {count(program.setup.stored_table):,} parameters "
-        f"({model.layers} blocks of width {model.width}, {config.reparam.method} over {config.init.method}), steps "
-        f"{start} to {total} of {tokens:,} tokens{cut} ({total * tokens / max(1, corpus.train.tokens):.2g} epochs of "
-        f"{corpus.train.tokens:,} tokens), on {devices} {jax.devices()[0].platform} device{'s' * (devices > 1)}"
-        f"{kernel}. Compiling ..."
+        f"({model.layers} blocks of width {model.width}, {config.reparam.method} over {config.init.method}{search}), "
+        f"steps {start} to {total} of {tokens:,} tokens{cut} ({total * tokens / max(1, corpus.train.tokens):.2g} "
+        f"epochs of {corpus.train.tokens:,} tokens), on {devices} {jax.devices()[0].platform} "
+        f"device{'s' * (devices > 1)}{kernel}. Compiling ..."
     )
 
 

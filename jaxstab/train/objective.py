@@ -80,6 +80,11 @@ def micro_batches(batch: Any, count: int) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
+def least_count(rows: int, most: int) -> int:
+    """The least number of equal micro-batches of at most `most` rows that make up `rows`."""
+    return next(count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= most)
+
+
 def _zeros_of(function: Callable[[Any], Any], batch: Any) -> Any:
     """Zeros in the shapes and dtypes of what a function of a batch returns."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, batch))

@@ -41,17 +41,19 @@ def init_state(setup: Setup, seed: Any) -> TrainState:
     return _begun(setup, *setup.reparam.init(initialize.draw(key, setup.table), jax.random.fold_in(key, 1)))
 
 
-def wrapped_state(setup: Setup, weights: Weights) -> TrainState:
-    """The state before the first step from given effective weights, on the setup's mesh.
+def given_state(setup: Setup, weights: Weights) -> TrainState:
+    """The state before the first step from given effective weights.
 
     A stored matrix is scaled by the standard deviation that its weight has, not by one that a draw would have had.
     """
     measured: Any = jax.tree.map(lambda row: row.replace(std=None), setup.table)
-    reparam = reparameterize(measured, *setup.methods)
+    key = jax.random.fold_in(jax.random.key(setup.config.train.seed), 1)
+    return _begun(setup, *reparameterize(measured, *setup.methods).init(weights, key))
 
-    def begin(weights: Weights) -> TrainState:
-        return _begun(setup, *reparam.init(weights, jax.random.fold_in(jax.random.key(setup.config.train.seed), 1)))
 
+def wrapped_state(setup: Setup, weights: Weights) -> TrainState:
+    """`given_state` on the setup's mesh."""
+    begin = functools.partial(given_state, setup)
     shardings = state_shardings(setup, jax.eval_shape(begin, weights))
     return jax.jit(begin, out_shardings=shardings)(weights)
 

@@ -6,6 +6,7 @@ They are a function of the config, the data and the journal.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
+from rich.console import Console
 
 from jaxstab import data, scale
 from jaxstab.optimize import Hypers
 from jaxstab.train.config import Config
 from jaxstab.train.journal import Journal
 from jaxstab.train.program import Program
+from jaxstab.train.search import searched
 from jaxstab.train.state import TrainState
 
 
@@ -116,10 +119,15 @@ class StepInputs(StepBatches):
         """The unigram loss of each row: a float64 as two words, which JAX carries as they are."""
         return (-self._frequencies[tokens[:, 1:]].mean(axis=1, keepdims=True)).view(np.uint32)
 
-    def initial_state(self) -> TrainState:
-        """The state before the first step: drawn, and prepared on the first batch where a method asks for that."""
-        state = self._program.init(self._program.setup.config.train.seed)
-        if not any(method.prepare for method in self._program.setup.methods):
+    def initial_state(self, console: Console | None = None) -> TrainState:
+        """The state before the first step: drawn, by the scales that a search comes to where the config has one, and
+        prepared on the first batch where a method asks for that."""
+        setup = self._program.setup
+        if setup.config.search:
+            batches = (self._placed(self.rows(step, self._rows)) for step in itertools.count(1))
+            return searched(setup, setup.config.search, batches, console)
+        state = self._program.init(setup.config.train.seed)
+        if not any(method.prepare for method in setup.methods):
             return state
         return self._program.prepare(state, self._placed(self.rows(1, self._rows)))
 
