@@ -97,7 +97,7 @@ def run(plain: Program, spiking: Program, seed: int) -> dict[str, Any]:
         "twin_update_ratio": _update_ratio(start.raw, twin.raw),
         "loss": [],
         "twin_loss": [],
-        "update_norm": [unpack(metrics)[0]["train/update_norm"]],
+        "update_norm": [unpack(metrics)[0]["train/update_norm"] * (1 - unpack(metrics)[0]["train/skipped"])],
         "twin_update_norm": [unpack(twin_metrics)[0]["train/update_norm"]],
         "weights_apart": [_apart(hit.raw, twin.raw)],
     }
@@ -174,8 +174,6 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axes[0, column].legend(fontsize=8, ncols=2)
     for row, (label, _) in enumerate(PANELS.values()):
         axes[row, 0].set_ylabel(label)
-    for axis in axes[0]:
-        axis.set_yscale("log")
     for axis in axes[2]:
         axis.set_yscale("symlog", linthresh=1e-2)
         axis.axhline(0, color="0.7", linewidth=0.8)
@@ -193,7 +191,7 @@ def main() -> None:
     lines = map(json.loads, raw.read_text().splitlines()) if raw.exists() else ()
     results = {line["setting"]: line["seeds"] for line in lines}
     missing = [name for name in every if name not in results]
-    print(f"{len(missing)} of {len(every)} settings, of half a minute each on one core", flush=True)
+    print(f"{len(missing)} of {len(every)} settings, of a minute each on one core", flush=True)
     for name in missing:
         started = time.monotonic()
         config = from_flat(Config, MODEL | every[name])

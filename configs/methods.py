@@ -83,6 +83,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "no_z_loss": {**SMALL, "train.z_loss": 0.0},
     # Jordan et al. 2024; Li et al. 2025 (NorMuon); Liang et al. 2024 (cautious)
     "muon": {**SMALL, "optimizer.rule.method": "muon"},
+    "muon_per_head": {**SMALL, "optimizer.rule.method": "muon", "optimizer.rule.muon.per_head": True},  # Kimi K3
     "normuon": {**SMALL, "optimizer.rule.method": "normuon"},
     "cautious_adamw": {**SMALL, "optimizer.rule.method": "cautious_adamw"},
     # Decay: Defazio 2025 (AdamC); Chen et al. 2025 (cautious); OLMo 2; Wen et al. 2025 (hyperball)

@@ -79,6 +79,7 @@ class Row:
       tied: path of the stored parameter that this one is too, as its transpose where it is a matrix, or "".
       branch: path of the matrix that ends the residual branch whose output this one scales with: o_proj's and
         down_proj's own, or that of the matrix beside a bias; "" elsewhere.
+      head_dim: size K of a head, of a matrix one axis of which ("heads" or "kv_heads") is all heads'; 0 elsewhere.
     """
 
     path: str
@@ -95,6 +96,7 @@ class Row:
     eps: float = 1.0
     tied: str = ""
     branch: str = ""
+    head_dim: int = 0
 
     @property
     def layers(self) -> int:

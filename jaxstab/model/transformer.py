@@ -32,6 +32,7 @@ from jaxstab.model.placements import PLACEMENTS, Branch, Placement
 from jaxstab.model.positions import rotary_tables, rotate
 from jaxstab.numerics import widened
 
+OF_HEADS = ("q_proj", "k_proj", "v_proj", "o_proj")
 ROLES = {
     rf"{name}/(kernel|embedding)$": name for name in (*table.READERS, *table.BRANCH_OUTPUTS, *table.EMBEDDINGS)
 } | {r"scale$": "norm", r"(bias|sinks)$": "bias"}
@@ -316,4 +317,9 @@ def read_table(config: ModelConfig) -> table.Table[table.Effective]:
     placement: Placement = build_method(config.norm_placement, PLACEMENTS)
     after = (f"layers/{placement.norms.after_attention}/scale", f"layers/{placement.norms.after_mlp}/scale")
     gain = placement.gain(config.layers)
-    return jax.tree.map(lambda row: row.replace(value=gain) if gain != 1 and row.path in after else row, rows)
+
+    def finished(row: table.Row) -> table.Row:
+        row = row.replace(head_dim=config.head_dim) if row.role in OF_HEADS else row
+        return row.replace(value=gain) if gain != 1 and row.path in after else row
+
+    return jax.tree.map(finished, rows)

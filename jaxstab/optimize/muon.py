@@ -11,6 +11,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from jaxstab.config import Range
 from jaxstab.optimize.adam import B1, B2, Eps
+from jaxstab.optimize.heads import PerHead, head_row, heads_apart
 from jaxstab.optimize.layers import TransformationFactory, is_hidden, is_masked
 from jaxstab.table import Row, Table
 
@@ -49,6 +50,7 @@ def muon(
     newton_schulz: NewtonSchulz = 5,
     coefficients: Coefficients = "quintic",
     rms: Rms = 0.2,
+    per_head: PerHead = False,
     b1: B1 = 0.9,
     b2: B2 = 0.95,
     eps: Eps = 1e-8,
@@ -67,11 +69,15 @@ def muon(
     Paper: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); c of Liu et al. 2025 (arXiv:2502.16982)
     Parameters: none; one value of state for each hidden stored parameter, two for each other
     Checked against: torch.optim.Muon, and NumPy in float64
-    Certainty: primary for the iteration and the scales; optax's scale_by_muon is what runs
+    Certainty: primary for the iteration and the scales, secondary for `per_head`; optax's scale_by_muon is what runs
     """
+    rule = orthogonalize(momentum, newton_schulz, coefficients)
 
-    orthogonalized = orthogonalize(momentum, newton_schulz, coefficients)
-    return lambda table: partitioned(table, optax.chain(orthogonalized, scale_by_shape(table, rms)), b1, b2, eps)
+    def bind(table: Table) -> optax.GradientTransformation:
+        orthogonalized = heads_apart(table, rule) if per_head else rule
+        return partitioned(table, optax.chain(orthogonalized, scale_by_shape(table, rms, per_head)), b1, b2, eps)
+
+    return bind
 
 
 def orthogonalize(momentum: float, newton_schulz: int, coefficients: str) -> optax.GradientTransformation:
@@ -106,11 +112,13 @@ def partitioned(
     )
 
 
-def scale_by_shape(table: Table, rms: float) -> optax.GradientTransformation:
-    """From a spectral norm of 1 to an RMS of `rms`, or to the norm that depends on the shape alone; a row's learning
-    rate, which is Adam's, is taken back as far as the norm doesn't grow with the width."""
+def scale_by_shape(table: Table, rms: float, per_head: bool) -> optax.GradientTransformation:
+    """From a spectral norm of 1 to an RMS of `rms`, or to the norm that depends on the shape alone, of a head's block
+    with `per_head`; a row's learning rate, which is Adam's, is taken back as far as the norm doesn't grow with the
+    width."""
 
     def factor(row: Row) -> float:
+        row = head_row(row) if per_head else row
         if rms:
             return rms * math.sqrt(max(row.fan_in, row.fan_out) / row.learning_rate)
         return math.sqrt(max(1, row.fan_out / row.fan_in)) / row.learning_rate

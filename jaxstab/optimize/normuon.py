@@ -13,6 +13,7 @@ from jaxtyping import Array
 from jaxstab.config import Range
 from jaxstab.numerics import l2_norm
 from jaxstab.optimize.adam import B1, B2, Eps
+from jaxstab.optimize.heads import PerHead, heads_apart
 from jaxstab.optimize.layers import TransformationFactory, is_hidden
 from jaxstab.optimize.muon import (
     Coefficients,
@@ -34,6 +35,7 @@ def normuon(
     coefficients: Coefficients = "quintic",
     unit_decay: Annotated[float, "Decay rate of the second moment of an output unit.", Range(0, below=1)] = 0.95,
     rms: Rms = 0.2,
+    per_head: PerHead = False,
     b1: B1 = 0.9,
     b2: B2 = 0.95,
     eps: Eps = 1e-8,
@@ -46,10 +48,12 @@ def normuon(
     Checked against: pytorch-optimizer's NorMuon (tests/parity), and NumPy in float64
     Certainty: primary for the normalisation, as the authors' code has it; scale and momentum are those of `muon` here
     """
-    orthogonalized = orthogonalize(momentum, newton_schulz, coefficients)
+    rule = orthogonalize(momentum, newton_schulz, coefficients)
 
     def bind(table: Table) -> optax.GradientTransformation:
-        hidden = optax.chain(orthogonalized, _normalize_units(table, unit_decay), scale_by_shape(table, rms))
+        orthogonalized = heads_apart(table, rule) if per_head else rule
+        scaled = scale_by_shape(table, rms, per_head)
+        hidden = optax.chain(orthogonalized, _normalize_units(table, unit_decay), scaled)
         return partitioned(table, hidden, b1, b2, eps)
 
     return bind

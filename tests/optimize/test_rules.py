@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from jaxstab import scale
-from jaxstab.config import from_config_dict
+from jaxstab.config import ConfigError, from_config_dict
 from jaxstab.optimize import CLIPS, OPTIMIZERS, Hypers, OptimizerConfig, build, state_shardings
 from jaxstab.optimize.muon import POLAR_EXPRESS, orthogonalize
 from jaxstab.table import Row
@@ -21,9 +21,14 @@ SHAPES = {
     "gate": ("gate", (3,), ("layers",), True),
     "norm": ("norm", (3, 4), ("layers", "embed"), True),
     "head": ("lm_head", (4, 7), ("embed", "vocab"), False),
+    "o": ("o_proj", (3, 6, 4), ("layers", "heads", "embed"), True),
 }
-TABLE = {name: Row(name, role, shape, axes, stacked) for name, (role, shape, axes, stacked) in SHAPES.items()}
-HIDDEN = ("q", "down", "alone")
+HEAD_DIM, HEAD_AXIS = 3, {"q": 1, "o": 0}
+TABLE = {
+    name: Row(name, role, shape, axes, stacked, head_dim=HEAD_DIM * (name in HEAD_AXIS))
+    for name, (role, shape, axes, stacked) in SHAPES.items()
+}
+HIDDEN = ("q", "down", "alone", "o")
 HYPERS = Hypers(jnp.float32(0.1), jnp.float32(0.0))
 
 
@@ -125,6 +130,16 @@ def muon(gradients, beta):
         yield newton_schulz(beta * m / (1 - beta ** (t + 1)) + (1 - beta) * g / (1 - beta**t))
 
 
+def muon_per_head(name, gradients, beta):
+    """As `muon`, on each head's block of a matrix apart where it has heads: pairs (update, shape of a block)."""
+    gradients = np.asarray(gradients, np.float64)
+    axis = HEAD_AXIS.get(name)
+    heads = 1 if axis is None else gradients.shape[axis + 1] // HEAD_DIM
+    blocks = zip(*(muon(block, beta) for block in np.split(gradients, heads, (axis or 0) + 1)), strict=True)
+    for updates in blocks:
+        yield np.concatenate(updates, axis or 0), updates[0].shape
+
+
 def polar_express(x, steps):
     """Amsel et al. 2025: polynomials one after the other; the safety factor is in all but the last."""
     wide = x.T if x.shape[0] > x.shape[1] else x
@@ -150,14 +165,34 @@ def test_polar_express_gives_the_polar_factor():
         np.testing.assert_allclose(update["w"], polar_express(x, steps), rtol=1e-3, atol=1e-4)
 
 
-def test_normuon_divides_output_units_and_keeps_the_norm():
-    beta, moments = 0.9, {}
-    taken = run("normuon", momentum=0.9, unit_decay=beta, rms=0.0)
+@pytest.mark.parametrize("rms", [0.2, 0.0])
+def test_muon_per_head_orthogonalizes_each_head_s_block_apart(rms):
+    taken = run("muon", momentum=0.9, rms=rms, per_head=True)
     for name in HIDDEN:
         row = TABLE[name]
-        factor = np.sqrt(max(1, row.shape[-1] / row.shape[-2]))
         for layer, gradients in enumerate(zip(*(matrices(row, g[name]) for g in GRADIENTS), strict=True)):
-            for t, update in enumerate(muon(gradients, 0.9)):
+            for t, (update, (fan_in, fan_out)) in enumerate(muon_per_head(name, gradients, 0.9)):
+                factor = rms * np.sqrt(max(fan_in, fan_out)) if rms else np.sqrt(max(1, fan_out / fan_in))
+                actual = matrices(row, taken[t][name])[layer]
+                np.testing.assert_allclose(actual, factor * update, rtol=1e-3, atol=1e-4)
+
+
+def test_muon_per_head_is_refused_where_no_matrix_has_heads():
+    values = {"rule": {"method": "muon", "muon": {"per_head": True}}, "warmup": 0}
+    table = {name: row.replace(head_dim=0) for name, row in TABLE.items()}
+    with pytest.raises(ConfigError, match=r"per_head=True needs .* Row.head_dim"):
+        build(from_config_dict(OptimizerConfig, values), table, 10)
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_normuon_divides_output_units_and_keeps_the_norm(per_head):
+    beta, moments = 0.9, {}
+    taken = run("normuon", momentum=0.9, unit_decay=beta, rms=0.0, per_head=per_head)
+    for name in HIDDEN:
+        row = TABLE[name]
+        for layer, gradients in enumerate(zip(*(matrices(row, g[name]) for g in GRADIENTS), strict=True)):
+            for t, (update, (fan_in, fan_out)) in enumerate(muon_per_head(name if per_head else "", gradients, 0.9)):
+                factor = np.sqrt(max(1, fan_out / fan_in))
                 second = beta * moments.get((name, layer), 0.0) + (1 - beta) * np.mean(update**2, 0)
                 moments[name, layer] = second
                 scaled = update / np.sqrt(second)
@@ -226,6 +261,7 @@ RULES = [
     ("muon", {"b2": 0.8}),
     ("muon", {"eps": 1e-2}),
     ("muon", {"coefficients": "polar_express"}),
+    ("muon", {"per_head": True}),
     ("cautious_adamw", {}),
     ("cautious_adamw", {"b1": 0.8}),
     ("cautious_adamw", {"b2": 0.8}),
@@ -240,6 +276,7 @@ RULES = [
     ("normuon", {"newton_schulz": 4}),
     ("normuon", {"coefficients": "polar_express"}),
     ("normuon", {"unit_decay": 0.5}),
+    ("normuon", {"per_head": True}),
     ("normuon", {"rms": 0.1}),
     ("normuon", {"b1": 0.8}),
     ("normuon", {"b2": 0.8}),
