@@ -71,6 +71,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "peri": {**SMALL, "model.norm_placement.method": "peri"},
     "reordered": {**SMALL, "model.norm_placement.method": "reordered", "model.qk_norm": True},
     "sandwich": {**SMALL, "model.norm_placement.method": "peri", "model.norm_placement.peri.exponent": 0.5},  # Trinity
+    # Controls that failed elsewhere: Li et al. 2024 (Mix-LN); Zhu et al. 2025 (DyT); Chen et al. 2025 (Derf)
+    "mix_ln": {**SMALL, "model.norm_placement.method": "mix"},
+    "dyt": {**SMALL, "model.norm": "dyt"},
+    "derf": {**SMALL, "model.norm": "derf"},
     # Qiu et al. 2025 (gated attention); gpt-oss (sinks); DeepSeek-V4's clamp
     "gated_heads": {**SMALL, "model.attention_gate": "head"},
     "gated_elements": {**SMALL, "model.attention_gate": "element"},
@@ -86,6 +90,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "muon_per_head": {**SMALL, "optimizer.rule.method": "muon", "optimizer.rule.muon.per_head": True},  # Kimi K3
     "normuon": {**SMALL, "optimizer.rule.method": "normuon"},
     "cautious_adamw": {**SMALL, "optimizer.rule.method": "cautious_adamw"},
+    # Huang et al. 2025, with their own clipping alone
+    "spam": {**SMALL, "optimizer.rule.method": "spam", "optimizer.clip.method": "none"},
     # Decay: Defazio 2025 (AdamC); Chen et al. 2025 (cautious); OLMo 2; Wen et al. 2025 (hyperball)
     "adamc": {**SMALL, "optimizer.decay.method": "adamc"},
     "cautious_decay": {**SMALL, "optimizer.decay.method": "cautious"},

@@ -17,7 +17,7 @@ FILES = [*sorted(set(PACKAGE.rglob("*.py")) - set(PACKAGE.glob("exchange/familie
 # Registered names that are words with other meanings: these count only beside the key that chooses a method.
 WORDS = {
     *("identity", "he", "small", "normal", "plain", "unit", "scaled", "detach", "pre", "post", "reordered", "none"),
-    *("global_norm", "linear", "constant"),
+    *("global_norm", "linear", "constant", "rmsnorm", "layernorm"),
 }
 
 
@@ -25,8 +25,8 @@ def homes():
     """{name: the files that may have it}, of every registered method."""
     found = {}
     for _, registry in REGISTRIES.values():
-        declared_in = {path for path in FILES if "method_section(" in path.read_text() and mentions(path, registry)}
-        assert declared_in, f"no file with a method_section has all of {', '.join(registry)}"
+        declared_in = {path for path in FILES if mentions(path, registry)}
+        assert declared_in, f"no file has a registry of {', '.join(registry)}"
         for name, function in registry.items():
             found.setdefault(name, set()).update(declared_in, {Path(inspect.getsourcefile(function))})
     return found
@@ -34,7 +34,10 @@ def homes():
 
 def mentions(path, registry):
     """Whether a file writes the registry down: a dict of all of its names."""
-    dicts = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Dict))
+    text = path.read_text()
+    if not all(f'"{name}"' in text for name in registry):
+        return False
+    dicts = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Dict))
     return any({key.value for key in node.keys if isinstance(key, ast.Constant)} == set(registry) for node in dicts)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 from jaxstab.config import ConfigError, MethodConfig, Options, Range, build_method, option, section
 from jaxstab.model.activations import ACTIVATIONS
 from jaxstab.model.embeddings import EmbeddingConfig
+from jaxstab.model.norms import NORMS, POINTWISE
 from jaxstab.model.placements import PLACEMENTS, PlacementConfig
 
 DTYPES = ("float32", "bfloat16")
@@ -26,8 +27,11 @@ class ModelConfig(Options):
     vocabulary: int = option(32000, "Size of the vocabulary; 0 takes the tokenizer's.", Range(0))
     max_length: int = option(2048, "Longest sequence; the number of learned positions.", Range(1))
     head_size: int = option(0, "Size of a head; 0 means the width over the heads.", Range(0))
-    norm: str = option("rmsnorm", "Normalization layer.", choices=("rmsnorm", "layernorm"))
+    norm: str = option("rmsnorm", "Normalization layer (model/norms.py).", choices=tuple(NORMS))
     norm_eps: float = option(1e-5, "Epsilon of the normalization layers.", Range(0))
+    norm_alpha: float = option(
+        0.5, f"Initial α of {' and '.join(POINTWISE)}, which stand in a norm's place.", Range(above=0)
+    )
     positions: str = option("rotary", "Positional encoding.", choices=("rotary", "learned"))
     position_offset: int = option(
         0, "Rows of the learned positions that stand before the first one's; OPT has 2.", Range(0)
@@ -101,6 +105,10 @@ class ModelConfig(Options):
             )
         if self.mlp_clamp and self.mlp != "swiglu":
             raise ConfigError(f"model.mlp_clamp={self.mlp_clamp} is for model.mlp=swiglu, not {self.mlp}")
+        if self.norm_alpha != ModelConfig.norm_alpha and self.norm not in POINTWISE:
+            raise ConfigError(
+                f"model.norm_alpha={self.norm_alpha} is for model.norm={' or '.join(POINTWISE)}, not {self.norm}"
+            )
         if self.attention_sink and self.attention in ("xla", "cudnn", "splash"):
             raise ConfigError(f"model.attention={self.attention} has no attention sinks; auto and chunked do")
         if self.bias and self.qkv_bias:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxstab.model.config import ModelConfig
+from jaxstab.model.norms import NORMS
 
 
 def declared(axes: tuple[str | None, ...]) -> Callable[..., Any]:
@@ -70,16 +71,5 @@ class Linear(nn.Module):
 
 
 def norm_layer(config: ModelConfig, name: str | None = None, axis: str | None = "embed") -> nn.Module:
-    """RMSNorm or LayerNorm; Flax computes the statistics in float32 whatever the dtype."""
-    scale = declared((axis,))
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.norm_eps, config.dtype, scale_init=scale, name=name)
-    return nn.LayerNorm(
-        config.norm_eps,
-        config.dtype,
-        use_bias=config.bias,
-        use_fast_variance=False,
-        scale_init=scale,
-        bias_init=scale,
-        name=name,
-    )
+    """The norm of `model.norm`, over entries of a logical axis."""
+    return NORMS[config.norm](config, declared((axis,)), name)

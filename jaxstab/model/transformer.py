@@ -35,7 +35,7 @@ from jaxstab.numerics import widened
 OF_HEADS = ("q_proj", "k_proj", "v_proj", "o_proj")
 ROLES = {
     rf"{name}/(kernel|embedding)$": name for name in (*table.READERS, *table.BRANCH_OUTPUTS, *table.EMBEDDINGS)
-} | {r"scale$": "norm", r"(bias|sinks)$": "bias"}
+} | {r"(scale|alpha)$": "norm", r"(bias|shift|sinks)$": "bias"}
 
 
 # What every block can sow, by the names that `Transformer.intermediates` takes.
@@ -320,6 +320,7 @@ def read_table(config: ModelConfig) -> table.Table[table.Effective]:
 
     def finished(row: table.Row) -> table.Row:
         row = row.replace(head_dim=config.head_dim) if row.role in OF_HEADS else row
+        row = row.replace(value=config.norm_alpha) if row.path.endswith("/alpha") else row
         return row.replace(value=gain) if gain != 1 and row.path in after else row
 
     return jax.tree.map(finished, rows)

@@ -33,6 +33,7 @@ from jaxstab.optimize.projections import Projection
 from jaxstab.optimize.qk_clip import qk_clip
 from jaxstab.optimize.recent_norms import recent_norms
 from jaxstab.optimize.schedules import constant, cosine, linear, warmup_stable_decay, with_warmup
+from jaxstab.optimize.spam import spam
 from jaxstab.table import MATRICES, VECTORS, Row, Table
 
 OPTIMIZERS: dict[str, Callable[..., TransformationFactory]] = {
@@ -42,6 +43,7 @@ OPTIMIZERS: dict[str, Callable[..., TransformationFactory]] = {
     "batch_adamw": batch_adamw,
     "muon": muon,
     "normuon": normuon,
+    "spam": spam,
 }
 CLIPS: dict[str, Callable[..., TransformationFactory]] = {
     "global_norm": clipping.global_norm,

@@ -14,6 +14,7 @@ from typing import Any
 from jaxstab.config import Declared, declared
 from jaxstab.initialize import SCALES
 from jaxstab.model.embeddings import EMBEDDINGS
+from jaxstab.model.norms import NORMS
 from jaxstab.model.placements import PLACEMENTS
 from jaxstab.optimize import CLIPS, DECAYS, OPTIMIZERS, PROJECTIONS, SCHEDULES
 from jaxstab.reparam import METHODS
@@ -60,6 +61,7 @@ REGISTRIES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "init.method": ("Initial scales", SCALES),
     "init_search.method": ("Searched initial scales", SEARCHES),
     "model.embedding.method": ("Embedding", EMBEDDINGS),
+    "model.norm": ("Norms", NORMS),
     "model.norm_placement.method": ("Norm placement", PLACEMENTS),
     "optimizer.rule.method": ("Update rules", OPTIMIZERS),
     "optimizer.clip.method": ("Clipping", CLIPS),

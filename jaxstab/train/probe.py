@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab.config import build_method
 from jaxstab.model.config import ModelConfig
+from jaxstab.model.norms import POINTWISE
 from jaxstab.model.placements import PLACEMENTS, Norms, Placement
 from jaxstab.model.transformer import ATTENTION_INTERMEDIATES, MLP_INTERMEDIATES, Attention, Block, Transformer, sown
 from jaxstab.numerics import rms
@@ -35,8 +36,8 @@ def probe(
     - max_logit: the largest output logit
     - jacobian/{attention,mlp}: ‖∂(x + f(N(x)))/∂x‖₂ of each branch with its shortcut, on the first sequence
     - jacobian_bound/{attention,mlp}: bounds (20) and (15) of Takase et al. 2025 on these, where the norm placement is
-      one that they speak of (`Placement.bounded`); (15) is of an MLP of two matrices, so that `swiglu` has none. See
-      `branch_bounds`
+      one that they speak of (`Placement.bounded`), of norms that divide a token's scale out; (15) is of an MLP of two
+      matrices, so that `swiglu` has none. See `branch_bounds`
 
     Args:
       model: the probe takes its config, but for the compute dtype and rematerialisation.
@@ -75,7 +76,7 @@ def probe(
             "jacobian/attention": jacobian_norm(lambda x: attend(x, first), x_BTD[:1], key, iterations),
             "jacobian/mlp": jacobian_norm(feed, read_BTD[:1], key, iterations),
         }
-        if placement.bounded:
+        if placement.bounded and config.norm not in POINTWISE:
             measurements |= branch_bounds(
                 config, placement.norms, own, x_BTD[:1], read_BTD[:1], rotary_2TK, first, key, iterations
             )

@@ -82,7 +82,7 @@ def mlp(x, weights):
 
 def names(placement):
     """Norms before and after attention, before and after the MLP."""
-    if placement in ("pre", "pre_scaled"):
+    if placement in ("pre", "pre_scaled", "mix"):
         return "input_layernorm", None, "post_attention_layernorm", None
     return (
         "input_layernorm",
@@ -101,6 +101,7 @@ def joined(placement, x, f, before, after, layer, depth, exponent):
         "peri": lambda: x + after(f(before(x))),
         "reordered": lambda: x + after(f(x)),
         "pre_scaled": lambda: x + f(before(x) / math.sqrt(layer)),
+        "mix": lambda: before(x + f(x)) if layer <= 2 else x + f(before(x)),  # half of three blocks, rounded up
         "none": lambda: x + f(x),
     }[placement]()
 
@@ -145,6 +146,7 @@ VARIANTS = {
     "reordered": {"norm_placement": "reordered"},
     "OLMo 2": {"norm_placement": "reordered", "qk_norm": True},
     "pre_scaled": {"norm_placement": "pre_scaled"},
+    "mix": {"norm_placement": "mix", "norm_placement.mix.fraction": 0.5},
     "none": {"norm_placement": "none"},
     "embedding norm": {"embedding": "layer_norm"},
     "qk_norm": {"qk_norm": True},

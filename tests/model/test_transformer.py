@@ -19,6 +19,8 @@ SEGMENTS = np.array([[0] * 10, [0, 0, 0, 1, 1, 1, 1, 2, 2, 2]], np.int32)
 # Every key that changes what is computed, alone and in the combinations of well-known models.
 VARIANTS = {
     "layernorm": {"norm": "layernorm"},
+    "dyt": {"norm": "dyt"},
+    "derf": {"norm": "derf"},
     "norm_eps": {"norm_eps": 0.1},
     "learned": {"positions": "learned"},
     "rope_theta": {"rope_theta": 100.0},
@@ -53,6 +55,9 @@ def random_weights(config):
 
 
 def normalise(x, weights, config):
+    if config.norm in ("dyt", "derf"):
+        squash, shift = {"dyt": (np.tanh, 0.0), "derf": (erf, weights.get("shift"))}[config.norm]
+        return weights["scale"] * squash(weights["alpha"] * x + shift) + weights["bias"]
     if config.norm == "rmsnorm":
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps) * weights["scale"]
     centred = x - x.mean(-1, keepdims=True)
@@ -204,7 +209,7 @@ def test_rematerialisation_recomputes_and_gives_the_same_gradient(dtype):
 HALF = dataclasses.replace(BASE, dtype="bfloat16", remat="none")
 
 
-@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
+@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm", "derf"])
 def test_bfloat16_stays_near_float32(norm):
     config = dataclasses.replace(HALF, norm=norm)
     found = logits_of(config)

@@ -210,6 +210,46 @@ def test_cautious_adamw_leaves_out_what_goes_against_the_gradient():
                 np.testing.assert_allclose(matrices(row, taken[t][name])[layer], expected, rtol=1e-3, atol=1e-6)
 
 
+def spam(gradients, threshold, interval, grace, rewarm, b1, b2, eps):
+    """Huang et al. 2025, Algorithm 1, entry by entry in float64, with the bias correction of the first update on."""
+    m, v = np.zeros_like(gradients[0], np.float64), np.zeros_like(gradients[0], np.float64)
+    for t, g in enumerate(np.asarray(gradients, np.float64), 1):
+        since = t % interval
+        if since == 0:
+            m, v = 0 * m, 0 * v
+        if since >= grace:
+            g = np.where((g**2 > threshold * v) & (v > 0), np.sign(g) * np.sqrt(threshold * v), g)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        share = (
+            1 - 0.99 * (1 + np.cos(np.pi * (since + 1) / (rewarm + 1))) / 2 if t >= interval and since < rewarm else 1
+        )
+        yield share * m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+
+
+def test_spam_clips_entries_restarts_its_moments_and_grows_back():
+    options = {"threshold": 2.0, "interval": 4, "grace": 2, "rewarm": 2, "b1": 0.8, "b2": 0.9, "eps": 1e-3}
+    taken = run("spam", **options)
+    without = run("spam", **options | {"threshold": 1e9})
+    for name in TABLE:
+        expected = list(spam([g[name] for g in GRADIENTS], **options))
+        np.testing.assert_allclose([u[name] for u in taken], expected, rtol=1e-4, atol=1e-6)
+        assert np.abs(without[2][name] - taken[2][name]).max() > 0.1, "nothing was clipped"
+
+
+def test_spam_leaves_an_entry_alone_whose_second_moment_is_zero():
+    """A token that hasn't come up so far: its first gradient isn't clipped to zero."""
+    update = optimizer("spam", threshold=2.0, interval=100, grace=1).update
+    state = update.init(PARAMETERS)
+    _, state = update.update(jax.tree.map(np.zeros_like, PARAMETERS), state, PARAMETERS, hypers=HYPERS)
+    updates, _ = update.update(GRADIENTS[0], state, PARAMETERS, hypers=HYPERS)
+    assert all((np.asarray(leaf) != 0).all() for leaf in jax.tree.leaves(updates))
+
+
+def test_spam_refuses_a_grace_that_never_ends():
+    with pytest.raises(ConfigError, match=r"grace=8 must be below its interval=8"):
+        optimizer("spam", interval=8, grace=8)
+
+
 @pytest.mark.parametrize(
     ("ratio", "b2", "eps"), [(1.0, 0.999, 1e-3), (4.0, 0.999**4, 5e-4), (1e3, 0.95, 1e-3 / 1e3**0.5)]
 )
@@ -281,6 +321,14 @@ RULES = [
     ("normuon", {"b1": 0.8}),
     ("normuon", {"b2": 0.8}),
     ("normuon", {"eps": 1e-2}),
+    ("spam", {"interval": 10, "grace": 2}),
+    ("spam", {"interval": 10, "grace": 2, "threshold": 2.0}),
+    ("spam", {"interval": 10, "grace": 4, "threshold": 2.0}),
+    ("spam", {"interval": 3, "grace": 2}),
+    ("spam", {"interval": 3, "grace": 2, "rewarm": 3}),
+    ("spam", {"interval": 10, "grace": 2, "b1": 0.8}),
+    ("spam", {"interval": 10, "grace": 2, "b2": 0.95}),
+    ("spam", {"interval": 10, "grace": 2, "eps": 1e-2}),
 ]
 
 

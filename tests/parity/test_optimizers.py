@@ -180,6 +180,26 @@ def test_normuon(rms, scale, monkeypatch):
             np.testing.assert_allclose(found, expected * factor, rtol=5e-3, atol=1e-4)
 
 
+def test_spam():
+    """pytorch-optimizer's SPAM, with every entry of the momentum, over two restarts; its epsilon is elsewhere."""
+    third_party = pytest.importorskip("pytorch_optimizer", reason="make parity installs it")
+
+    def make(parameters):
+        settings = {"threshold": 6, "update_proj_gap": 25, "grad_accu_steps": 5, "warmup_epoch": 7, "eps": 1e-12}
+        return [third_party.SPAM(parameters.values(), lr=RATE, betas=(0.8, 0.9), **settings)]
+
+    options = {"threshold": 6.0, "interval": 25, "grace": 5, "rewarm": 7, **ADAM, "eps": 1e-12}
+    ours = train(
+        MANY,
+        rule={"method": "spam", "spam": options},
+        clip={"method": "none"},
+        decay_factors=tuple(f"{row.role}=0" for row in TABLE.values()),
+    )
+    for tree, expected in zip(ours, train_torch(MANY, make), strict=True):
+        for name, x in layers(tree).items():
+            np.testing.assert_allclose(x, expected[name], rtol=1e-5, atol=1e-7)
+
+
 def rates(steps, *schedulers, milestones=()):
     """PyTorch's learning rate of each update, from a peak of 1."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

@@ -64,6 +64,10 @@ OTHERS = {
 AT_WORK = {
     "optimizer.clip.zclip.warmup": 4,
     "optimizer.clip.adagc.warmup": 4,
+    "optimizer.rule.spam.interval": 8,
+    "optimizer.rule.spam.grace": 3,
+    "optimizer.rule.spam.rewarm": 4,
+    "optimizer.rule.spam.threshold": 5.0,
     "optimizer.projection.qk_clip.threshold": 0.05,
 }
 
@@ -214,6 +218,7 @@ CONTEXT = {
     "model.qk_norm_joint": {"model.qk_norm": True},
     "reparam.wesar.gates": {"model.mlp": "swiglu"},
     "model.mlp_clamp": {"model.mlp": "swiglu"},
+    "model.norm_alpha": {"model.norm": "dyt"},
 }
 VALUES = {
     "optimizer.rule.adamw.b1": [0.5],
@@ -227,7 +232,7 @@ VALUES = {
     "optimizer.update_clip.zclip.decay": [0.5],
     **{
         f"optimizer.rule.{rule}.{b}": [0.5]
-        for rule in ("stable_adamw", "cautious_adamw", "normuon")
+        for rule in ("stable_adamw", "cautious_adamw", "normuon", "spam")
         for b in ("b1", "b2")
     },
     "optimizer.rule.batch_adamw.b1": [0.5],
