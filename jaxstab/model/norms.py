@@ -15,7 +15,7 @@ from jaxstab.numerics import widened
 if TYPE_CHECKING:
     from jaxstab.model.config import ModelConfig
 
-SCALAR = nn.with_logical_partitioning(nn.initializers.zeros, ())
+SCALAR: Callable[..., Any] = nn.with_logical_partitioning(nn.initializers.zeros, ())
 
 
 class Pointwise(nn.Module):

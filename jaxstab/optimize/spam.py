@@ -47,7 +47,7 @@ def spam(
         return SpamState(*adam.init(params))
 
     def update(gradients: Any, state: SpamState, params: Any = None) -> tuple[Any, SpamState]:
-        step = state.count + 1
+        step = state.updates + 1
         since = step % interval
         first, second = (_unless(since == 0, moments) for moments in (state.first, state.second))
 
@@ -56,7 +56,7 @@ def spam(
             return jnp.where((since >= grace) & (v > 0), jnp.clip(g, -limit, limit), g)
 
         clipped_gradients = jax.tree.map(clipped, gradients, second)
-        updates, moved = adam.update(clipped_gradients, optax.ScaleByAdamState(state.count, first, second), params)
+        updates, moved = adam.update(clipped_gradients, optax.ScaleByAdamState(state.updates, first, second), params)
         factor = jnp.where(step < interval, 1.0, _regrown(since, rewarm))
         return jax.tree.map(lambda u: u * factor, updates), SpamState(*moved)
 
@@ -66,7 +66,7 @@ def spam(
 class SpamState(NamedTuple):
     """Adam's state. Its moments aren't named mu and nu: what restarts is no average that a run's account can check."""
 
-    count: Int[Array, ""]
+    updates: Int[Array, ""]
     first: Any
     second: Any
 
