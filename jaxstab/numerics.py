@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +85,16 @@ def l2_norm(x: Array, axis: Axes = None, keepdims: bool = False) -> Array:
 def rms(x: Array, axis: Axes = None, keepdims: bool = False) -> Array:
     """√(mean x²) over the axes, by default over all."""
     return jnp.sqrt(jnp.mean(jnp.square(widened(x)), axis=axis, keepdims=keepdims))
+
+
+def mean_over_rows(x: Float[Array, "B ..."], axes: tuple[int, ...]) -> Array:
+    """The mean over the rows of a batch, axis 0, and over further axes of each.
+
+    The rows' means are brought to every device before they are added up, so that it is rounded alike however rows are
+    divided among hosts.
+    """
+    means = jnp.mean(x, axis=axes)
+    return jnp.mean(nn.with_logical_constraint(means, (None,) * means.ndim), axis=0)
 
 
 def layer_axes(row: Row, x: Array) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxstab.model.attention_chunked import chunked_attention
 from jaxstab.model.attention_sequence import is_split_sequence, sequence_attention
 from jaxstab.model.attention_splash import is_splash_shape, splash_attention
+from jaxstab.numerics import mean_over_rows
 
 
 def fused_attention(
@@ -118,4 +119,5 @@ def attention_entropy(z_BHTS: Float[Array, "B H T S"]) -> Float[Array, " H"]:
     """
     log_p_BHTS = jax.nn.log_softmax(z_BHTS, axis=-1)
     p_BHTS = jnp.exp(log_p_BHTS)
-    return -jnp.mean(jnp.sum(jnp.where(p_BHTS > 0, p_BHTS * log_p_BHTS, 0.0), axis=-1), axis=(0, 2))
+    entropy_BHT = -jnp.sum(jnp.where(p_BHTS > 0, p_BHTS * log_p_BHTS, 0.0), axis=-1)
+    return mean_over_rows(entropy_BHT, axes=(2,))

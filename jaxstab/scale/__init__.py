@@ -1,11 +1,13 @@
 """Running on many devices."""
 
 from jaxstab.scale.cluster import HostsConfig
-from jaxstab.scale.hosts import ALONE, Hosts, joined
+from jaxstab.scale.hosts import ALONE, Hosts
+from jaxstab.scale.joining import joined
 from jaxstab.scale.mesh import (
     AXES,
     RULES,
     RULES_WITHIN_REPLICA,
+    LocalRows,
     MeshConfig,
     batch_sharding,
     fetch,
@@ -13,7 +15,6 @@ from jaxstab.scale.mesh import (
     mesh_sizes,
     on_mesh,
     replicated,
-    rows_here,
     shardings,
     spec,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "RULES_WITHIN_REPLICA",
     "Hosts",
     "HostsConfig",
+    "LocalRows",
     "MeshConfig",
     "batch_sharding",
     "fetch",
@@ -33,7 +35,6 @@ __all__ = [
     "mesh_sizes",
     "on_mesh",
     "replicated",
-    "rows_here",
     "shardings",
     "spec",
 ]

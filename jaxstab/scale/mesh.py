@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -99,19 +100,40 @@ def _tuple(name: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch `[B, T]` over the data axes. Records hold T+1 tokens, so the sequence is split after slicing."""
-    return NamedSharding(mesh, PartitionSpec(("replica", "fsdp"), None))
+    """Rows of a batch over the data axes. Records hold T+1 tokens, so that the sequence is split after slicing."""
+    return NamedSharding(mesh, PartitionSpec(("replica", "fsdp")))
 
 
-def rows_here(mesh: Mesh, rows: int) -> list[slice]:
-    """The rows of a batch that this process's devices hold; all of them where it is alone."""
-    indices = batch_sharding(mesh).addressable_devices_indices_map((rows, 1)).values()
-    ends = sorted({index[0].indices(rows)[:2] for index in indices if index})
-    merged: list[slice] = []
-    for start, end in ends:
-        first = merged.pop().start if merged and merged[-1].stop == start else start
-        merged.append(slice(first, end))
-    return merged
+class LocalRows:
+    """The rows of batches of one size that this process's devices hold; all of them where it is alone.
+
+    Attributes:
+      slices: of a batch.
+    """
+
+    def __init__(self, mesh: Mesh, size: int):
+        """Those of batches of `size` rows, which the mesh's data axes divide."""
+        self._size, self._sharding = size, batch_sharding(mesh)
+        indices = self._sharding.addressable_devices_indices_map((size,)).values()
+        self.slices: list[slice] = []
+        for start, end in sorted({index[0].indices(size)[:2] for index in indices if index}):
+            adjoins = self.slices and self.slices[-1].stop == start
+            self.slices.append(slice(self.slices.pop().start if adjoins else start, end))
+
+    @property
+    def are_all(self) -> bool:
+        """Whether this process has whole batches."""
+        return self.slices == [slice(0, self._size)]
+
+    def of(self, batch: np.ndarray) -> np.ndarray:
+        """These rows of a batch."""
+        return np.concatenate([batch[rows] for rows in self.slices])
+
+    def placed(self, rows: np.ndarray) -> jax.Array:
+        """The array of a whole batch on the mesh's devices, of which each process has its rows."""
+        if self.are_all:
+            return jax.device_put(rows, self._sharding)
+        return jax.make_array_from_process_local_data(self._sharding, rows, (self._size, *rows.shape[1:]))
 
 
 def fetch(tree: Any) -> Any:

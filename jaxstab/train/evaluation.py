@@ -68,8 +68,9 @@ class Evaluation:
         self, split: data.PackedSplit, at_end: bool, weights: Weights, between: Callable[[], None]
     ) -> dict[str, float]:
         config = self.program.setup.config
-        batches = config.eval.final_batches if at_end else config.eval.batches
-        return evaluate(self.program.evaluate, weights, split, config.train.batch_size, batches, between)
+        size, batches = config.train.batch_size, config.eval.final_batches if at_end else config.eval.batches
+        local = scale.LocalRows(self.program.setup.mesh, size)
+        return evaluate(self.program.evaluate, weights, split, size, batches, between, local)
 
     def _measure(self, benchmark: Benchmark, weights: Weights, between: Callable[[], None]) -> dict[str, float]:
         def one_by_one(batches: Sequence[Any]) -> Iterator[Any]:

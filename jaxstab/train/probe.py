@@ -15,7 +15,7 @@ from jaxstab.model.config import ModelConfig
 from jaxstab.model.norms import POINTWISE
 from jaxstab.model.placements import PLACEMENTS, Norms, Placement
 from jaxstab.model.transformer import ATTENTION_INTERMEDIATES, MLP_INTERMEDIATES, Attention, Block, Transformer, sown
-from jaxstab.numerics import rms
+from jaxstab.numerics import mean_over_rows, rms
 from jaxstab.stability import attention_bound, jacobian_norm, mlp_bound
 
 
@@ -71,8 +71,8 @@ def probe(
         measurements = {
             **sown(in_attention),
             **sown(in_mlp),
-            "shortcut_std/attention": jnp.std(between_BTD),
-            "shortcut_std/mlp": jnp.std(after_BTD),
+            "shortcut_std/attention": _std(between_BTD),
+            "shortcut_std/mlp": _std(after_BTD),
             "jacobian/attention": jacobian_norm(lambda x: attend(x, first), x_BTD[:1], key, iterations),
             "jacobian/mlp": jacobian_norm(feed, read_BTD[:1], key, iterations),
         }
@@ -86,7 +86,7 @@ def probe(
     for name in ATTENTION_INTERMEDIATES:
         by_head_LH = measurements.pop(name)
         measurements |= {f"{name}/{head}": by_head_LH[:, head] for head in range(config.heads)}
-    measurements["shortcut_std/embedding"] = jnp.std(x_BTD)
+    measurements["shortcut_std/embedding"] = _std(x_BTD)
     measurements["max_logit"] = jnp.max(_apply(plain, weights, tokens_BT, segments_BT))
     return {f"stability/{name}": value for name, value in measurements.items()}
 
@@ -145,6 +145,12 @@ def branch_bounds(
 
 def _apply(module: nn.Module, weights: Any, *arguments: Any, **options: Any) -> Any:
     return module.apply({"params": weights}, *arguments, **options)
+
+
+def _std(x_BTD: Array) -> Array:
+    """The standard deviation of all entries."""
+    deviations_BTD = x_BTD - mean_over_rows(x_BTD, axes=(1, 2))
+    return jnp.sqrt(mean_over_rows(jnp.square(deviations_BTD), axes=(1, 2)))
 
 
 def _least_std(x_BTD: Array) -> Array:

@@ -73,39 +73,28 @@ class StepInputs(StepBatches):
         """The inputs of a program over a split, without the batches that the journal leaves out."""
         super().__init__(program.setup.config, split, journal)
         self._program = program
-        self._sharding = scale.batch_sharding(program.setup.mesh)
-        self._rows = scale.rows_here(program.setup.mesh, self._size)
+        self._local = scale.LocalRows(program.setup.mesh, self._size)
         self._hypers = functools.cache(functools.partial(hypers, program))
         self._frequencies = unigram_log_frequencies(split, program.setup.config.model.vocabulary)
         self._losses: dict[int, Any] = {}
 
     def ahead(self, first: int, last: int) -> Iterator[Int[Array, "B T+1"]]:
         """The batches of steps `first` to `last`, on the devices ahead of time; each host reads its devices' rows."""
+        local = self._local
 
         def read(step: int) -> tuple[Int[Array, "B T+1"], Any]:
-            tokens = self.rows(step, self._rows)
+            tokens = self.rows(step, local.slices)
             losses = self._unigram_losses(tokens)
-            return self._placed(tokens), losses if self._has_all else self._placed(losses)
+            return local.placed(tokens), losses if local.are_all else local.placed(losses)
 
         for step, (tokens, losses) in enumerate(data.read_ahead(read, range(first, last + 1)), first):
             # Gathered before the step is dispatched, so that nobody waits for its end.
-            self._losses[step] = losses if self._has_all else self._gather(losses)
+            self._losses[step] = losses if local.are_all else self._gather(losses)
             yield tokens
-
-    @property
-    def _has_all(self) -> bool:
-        """Whether this process reads whole batches."""
-        return self._rows == [slice(0, self._size)]
 
     @functools.cached_property
     def _gather(self) -> Callable[[Array], Array]:
         return jax.jit(lambda rows: rows, out_shardings=scale.replicated(self._program.setup.mesh))
-
-    def _placed(self, rows: np.ndarray) -> Array:
-        """An array with a row for each of the batch, of those that this process has."""
-        if self._has_all:
-            return jax.device_put(rows, self._sharding)
-        return jax.make_array_from_process_local_data(self._sharding, rows, (self._size, *rows.shape[1:]))
 
     def metrics(self, step: int) -> dict[str, float]:
         """What is told of a step's batch, once: its place in the data, and the loss that knowing how frequent tokens
@@ -129,7 +118,7 @@ class StepInputs(StepBatches):
         state = self._program.init(setup.config.train.seed)
         if not any(method.prepare for method in setup.methods):
             return state
-        return self._program.prepare(state, self._placed(self.rows(1, self._rows)))
+        return self._program.prepare(state, self._local.placed(self.rows(1, self._local.slices)))
 
     def hypers(self, step: int) -> Hypers:
         """The traced hyper-parameters of a step; the rates are on the devices."""

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jaxstab.config import ConfigError, UserError
-from jaxstab.scale import hosts as hosts_module
+from jaxstab.scale import many as many_module
 from jaxstab.scale.cluster import HostsConfig, Place, place
-from jaxstab.scale.hosts import Many
+from jaxstab.scale.many import Many
 from jaxstab.scale.peers import call_roll
 
 SILENCE = 1.0
@@ -201,7 +201,7 @@ def test_a_process_that_is_silent_ends_all(hosts, silent):
 
 
 def test_an_error_of_one_ends_all_and_is_told(hosts, monkeypatch):
-    monkeypatch.setattr(hosts_module, "GRACE", 0.2)
+    monkeypatch.setattr(many_module, "GRACE", 0.2)
 
     def fail(h):
         try:

@@ -49,7 +49,10 @@ class TinyRuns:
 
     def arrays(self, workdir: Path, step: int = STEPS) -> dict[str, np.ndarray]:
         """Every array of a checkpoint, by path."""
-        state = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
+        path, reader = workdir / "checkpoints" / str(step) / "state", ocp.PyTreeCheckpointer()
+        tree = reader.metadata(path).item_metadata.tree
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)  # whatever saved it
+        state = reader.restore(path, restore_args=on_host)
         leaves = jax.tree_util.tree_leaves_with_path(state)
         return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 

@@ -1,10 +1,11 @@
 """One process of a run: main.py, in which batch 5 gives no finite loss, and which hurts itself where it is told to.
 
-FAULT=SIGKILL:5 sends that signal to itself before it dispatches step 5.
+FAULT=SIGKILL:5 sends that signal to itself before it dispatches step 5; FAULT="ip link set eth0 down:5" runs a command.
 """
 
 import os
 import signal
+import subprocess
 import sys
 
 from jaxstab.data import Batches
@@ -27,10 +28,13 @@ def mark(records):
     return marked
 
 
-def hurt_before(dispatch, name, at):
+def hurt_before(dispatch, what, at):
     def hurt(self, step, *rest):
         if step == at:
-            os.kill(os.getpid(), getattr(signal, name))
+            if what.startswith("SIG"):
+                os.kill(os.getpid(), getattr(signal, what))
+            else:
+                subprocess.run(what.split(), check=True)
         return dispatch(self, step, *rest)
 
     return hurt
@@ -40,8 +44,8 @@ def prepare(fault):
     faults.install(setattr, MARK)
     Batches.records = mark(Batches.records)
     if fault:
-        name, step = fault.split(":")
-        Trainer._dispatch = hurt_before(Trainer._dispatch, name, int(step))
+        what, _, step = fault.rpartition(":")
+        Trainer._dispatch = hurt_before(Trainer._dispatch, what, int(step))
 
 
 if __name__ == "__main__":

@@ -1,109 +1,28 @@
 """Several processes train as one does, bit for bit; when one of them is stopped, lost or other, none hangs."""
 
+import dataclasses
 import json
-import os
-import re
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxstab.diagnose import find_causes, read_history
 from jaxstab.logging import read_measurements
-from jaxstab.train.trained import read_record
+from jaxstab.scale import MeshConfig, make_mesh
+from jaxstab.train.checkpoint import Checkpoints
+from jaxstab.train.digests import leaves_by_path
+from jaxstab.train.program import build
+from jaxstab.train.trained import checkpoint_of, config_of, read_record, read_weights
+from tests.train import networks
+from tests.train.launch import PROCESS, SILENCE, Launch, by_slurm, completed, environment, own_lines
 
-ROOT = Path(__file__).parents[2]
-DEVICES, SILENCE = 4, 5
-OPTIONS = [
-    "--config.model.vocabulary=304",
-    "--config.reparam.method=sigma_reparam",
-    "--config.mesh.replica=2",
-    "--config.mesh.fsdp=2",
-    "--config.train.accumulation=1",
-    "--config.stability.measure=full",
-    "--config.stability.measure_every=4",
-    "--config.stability.on_nonfinite=rollback",
-    "--config.stability.rollback_steps=2",
-    "--config.stability.skip_batches=2",
-    "--config.checkpoint.keep_last=3",
-    "--config.eval.sample_length=4",
-]
 pytestmark = pytest.mark.slow
-
-
-def free_port():
-    with socket.create_server(("localhost", 0)) as server:
-        return server.getsockname()[1]
-
-
-def by_config(port, number, count):
-    """How a process is told its place by the config."""
-    where = [f"--config.hosts.coordinator=localhost:{port}", f"--config.hosts.processes={count}"]
-    return {}, [*where, f"--config.hosts.process={number}"]
-
-
-def by_slurm(port, number, count):
-    """How srun tells it, one process on each of several nodes."""
-    variables = {
-        "SLURM_JOB_ID": "1",
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_NTASKS": str(count),
-        "SLURM_PROCID": str(number),
-        "SLURM_LOCALID": "0",
-        "SLURM_STEP_TASKS_PER_NODE": f"1(x{count})",
-        "JAX_COORDINATOR_PORT": str(port),
-    }
-    return variables, []
-
-
-class Launch:
-    """Processes of a run, and how they end."""
-
-    def __init__(self, tiny, workdir, count, told=by_config, faults=(), own=()):
-        """Starts them: `faults` and `own`, options of the command line, are by number."""
-        port, flags = free_port(), f"--xla_force_host_platform_device_count={DEVICES // count}"
-        others = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
-        self.processes = []
-        for number in range(count):
-            variables, options = told(port, number, count) if count > 1 else ({}, [])
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": " ".join([flags, *others]), **variables}
-            environment["FAULT"] = dict(faults).get(number, "")
-            silence = f"--config.hosts.silence_seconds={SILENCE}"
-            command = tiny.command(workdir, *OPTIONS, silence, *options, *dict(own).get(number, ()))[1:]
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(Path(__file__).with_name("process.py")), *command],
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
-
-    def ends(self, seconds=240):
-        """(exit code, what was said, errors) of each process."""
-        try:
-            outputs = [process.communicate(timeout=seconds) for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
-        return [(each.returncode, *output) for each, output in zip(self.processes, outputs, strict=True)]
-
-
-def completed(*arguments, **options):
-    ends = Launch(*arguments, **options).ends()
-    assert [code for code, *_ in ends] == [0] * len(ends), ends
-    return ends
-
-
-def own_lines(text):
-    """Lines that aren't those of Gloo and XLA, which log what they do."""
-    return [line for line in text.splitlines() if not re.match(r"\[Gloo\]|[WE]\d{4} ", line)]
 
 
 def digests(workdir, step):
@@ -150,7 +69,7 @@ def alone(tiny, tmp_path_factory):
 def together(tiny, tmp_path_factory, alone):
     """The same run of two processes, each of which has two of the devices."""
     workdir = tmp_path_factory.mktemp("together") / "run"
-    return workdir, completed(tiny, workdir, 2)
+    return workdir, completed(tiny, workdir, 2, late={0: 3})
 
 
 def test_two_processes_train_as_one_bit_for_bit(tiny, alone, together):
@@ -180,17 +99,27 @@ def test_a_run_that_is_stopped_and_killed_goes_on_with_other_numbers_of_processe
     assert "process 0 of 2" in other[2] and "has ended; the same command goes on from the last checkpoint" in other[2]
     assert time.monotonic() - began < 120
 
-    completed(tiny, workdir, 4, told=by_slurm)
+    completed(tiny, workdir, 4, told=by_slurm, late={3: 2})
     assert_same(tiny, workdir, alone)
 
 
-def test_a_process_that_hangs_is_named_and_ends_the_others(tiny, tmp_path):
-    launch = Launch(tiny, tmp_path / "run", 2, faults={1: "SIGSTOP:3"})
-    out, errors = launch.processes[0].communicate(timeout=240)
-    launch.processes[1].kill()
-    assert launch.processes[0].returncode == 1, out + errors
-    assert "process 1 of 2" in errors and f"has not been heard of for {SILENCE} s" in errors
-    launch.ends()
+@pytest.mark.parametrize("hanging", [0, 1])
+def test_a_process_that_hangs_is_named_and_ends_the_other(hanging, tiny, tmp_path):
+    launch = Launch(tiny, tmp_path / "run", 2, faults={hanging: "SIGSTOP:3"})
+    code, _, errors = launch.end_of(1 - hanging)
+    launch.kill()
+    assert code == 1
+    assert f"process {hanging} of 2" in errors and f"has not been heard of for {SILENCE} s" in errors
+
+
+@pytest.mark.skipif(bool(networks.missing()), reason=networks.missing())
+def test_a_network_that_is_cut_ends_both(tiny, tmp_path):
+    with networks.Networks() as hosts:
+        launch = Launch(tiny, tmp_path / "run", 2, networks=hosts, faults={1: f"{hosts.cut(1)}:3"})
+        ends = launch.ends()
+    assert [code for code, *_ in ends] == [1, 1]
+    for number, (*_, errors) in enumerate(ends):
+        assert f"process {1 - number} of 2" in errors and f"has not been heard of for {SILENCE} s" in errors
 
 
 def test_a_process_with_another_config_is_named_before_anything_runs(tiny, tmp_path):
@@ -199,3 +128,43 @@ def test_a_process_with_another_config_is_named_before_anything_runs(tiny, tmp_p
     line = "has another config than process 0"
     assert line in ends[0][2] and "train.steps (there 9, here 8)" in ends[0][2]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def elsewhere(together, tmp_path_factory):
+    """A copy of the run of two processes, to be worked on."""
+    workdir = tmp_path_factory.mktemp("elsewhere") / "run"
+    return shutil.copytree(together[0], workdir)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1, 1), (4, 2, 1, 1), (1, 4, 2, 1), (1, 2, 2, 2)], ids=str)
+def test_what_two_processes_save_is_restored_on_any_mesh(mesh, tiny, elsewhere):
+    path = checkpoint_of(elsewhere)
+    record, sizes = read_record(path), MeshConfig(*mesh)
+    config = config_of(path, record)
+    wider = dataclasses.replace(config, mesh=sizes, train=dataclasses.replace(config.train, batch_size=8))
+    program = build(wider)
+    with Checkpoints(elsewhere / "checkpoints", config.checkpoint) as checkpoints:
+        state, _ = checkpoints.restore(8, program.abstract_state)
+    arrays = leaves_by_path(state)
+    saved = tiny.arrays(elsewhere)
+    assert arrays.keys() == saved.keys()
+    for name, array in saved.items():
+        assert np.asarray(arrays[name]).tobytes() == array.tobytes(), name
+    alone = read_weights(path, record, config, make_mesh(sizes))  # only the parameters
+    jax.tree.map(lambda one, all_: np.testing.assert_allclose(one, all_, rtol=1e-5), alone, program.merge(state))
+
+
+def test_four_processes_on_another_mesh_take_what_two_have_saved(tiny, elsewhere):
+    (_, said, _), *_ = completed(tiny, elsewhere, 4, options=["--config.mesh.replica=1", "--config.mesh.fsdp=4"])
+    assert "is complete: 8 steps" in said  # restored, and every array is by its digest what was saved
+    assert "8" in tiny.checkpoints(elsewhere) and "8.damaged" not in tiny.checkpoints(elsewhere)
+
+
+def test_an_incident_of_two_processes_is_replayed_by_one(elsewhere):
+    command = [sys.executable, str(PROCESS), "diagnose", f"--workdir={elsewhere}", "--replay=6"]
+    replay = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert replay.returncode == 0, replay.stderr
+    assert "Replaying steps 5 to 6 from checkpoint 4" in replay.stdout and "Bitwise as it was" in replay.stdout
+    report = json.loads((elsewhere / "incidents" / "6" / "replay" / "report" / "diagnose.json").read_text())
+    assert report["cause"] == "nonfinite"
