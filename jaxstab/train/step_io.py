@@ -113,12 +113,16 @@ class StepInputs(StepBatches):
         prepared on the first batch where a method asks for that."""
         setup = self._program.setup
         if setup.config.search:
-            batches = (self._placed(self.rows(step, self._rows)) for step in itertools.count(1))
+            batches = (self._placed(step) for step in itertools.count(1))
             return searched(setup, setup.config.search, batches, console)
         state = self._program.init(setup.config.train.seed)
         if not any(method.prepare for method in setup.methods):
             return state
-        return self._program.prepare(state, self._local.placed(self.rows(1, self._local.slices)))
+        return self._program.prepare(state, self._placed(1))
+
+    def _placed(self, step: int) -> Int[Array, "B T+1"]:
+        """The batch of a step on the devices, of which each host reads its rows."""
+        return self._local.placed(self.rows(step, self._local.slices))
 
     def hypers(self, step: int) -> Hypers:
         """The traced hyper-parameters of a step; the rates are on the devices."""
