@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from jaxstab import safe_json
 from jaxstab.config import UserError
 from jaxstab.data import files
 from jaxstab.data.config import DataConfig
@@ -115,15 +117,40 @@ def _tfds(config: DataConfig) -> Source:
 def _tfds_builder(name: str, data_dir: str) -> Any:
     tfds = _import("tensorflow_datasets", "data.source=tfds needs tensorflow-datasets: pip install tensorflow-datasets")
     place = data_dir or "~/tensorflow_datasets"
+    directory = Path(name).expanduser()
+    _check_features(directory if directory.is_dir() else Path(place).expanduser() / re.split("[:/]", name)[0])
     try:
-        if Path(name).expanduser().is_dir():
-            return tfds.builder_from_directory(Path(name).expanduser())
+        if directory.is_dir():
+            return tfds.builder_from_directory(directory)
         builder = tfds.builder(name, data_dir=Path(place).expanduser(), try_gcs=False)
     except Exception as error:  # tfds raises its own, FileNotFoundError, ImportError of TensorFlow, …
         raise UserError(f"data.name={name}: no prepared TFDS set of that name or directory in {place}") from error
     if not builder.data_path.exists():
         raise UserError(f"data.name={name}: not prepared yet, {builder.data_path} is missing (docs/data.md says how)")
     return builder
+
+
+def _check_features(directory: Path) -> None:
+    """Raises UserError where a prepared set names features outside TFDS: the library would import, and so run, them."""
+    for path in directory.rglob("features.json"):
+        try:
+            foreign = {kind for kind in _kinds(safe_json.load(path)) if not kind.startswith("tensorflow_datasets.")}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} can't be read: {reason_of(error)}") from error
+        if foreign:
+            raise UserError(f"{path} has features that aren't TFDS's own: {', '.join(sorted(foreign))}")
+
+
+CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+
+
+def _kinds(features: Any) -> Iterator[str]:
+    """The classes that a features.json names, in today's form and the older one."""
+    if isinstance(features, dict):
+        yield from (str(features[key]) for key in CLASS_KEYS if isinstance(features.get(key), str))
+    if isinstance(features, dict | list):
+        for each in features.values() if isinstance(features, dict) else features:
+            yield from _kinds(each)
 
 
 def _tfds_rows(builder: Any, config: DataConfig) -> Any:

@@ -91,6 +91,19 @@ def test_a_tfds_set_in_tensorflows_format_is_refused(tfds_config, tmp_path):
         open_source(tfds_config)
 
 
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type", "pythonClass\\u004eame"])
+def test_a_tfds_set_imports_nothing_that_its_files_name(tfds_config, tmp_path, monkeypatch, key):
+    (tmp_path / "named_by_the_set.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "sets" / "small_corpus" / "1.0.0" / "features.json"
+    own = '"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text"'
+    assert own in path.read_text()
+    path.write_text(path.read_text().replace(own, f'"{key}": "named_by_the_set.Feature"'))
+    for name, place in (("small_corpus", tfds_config.data_dir), (str(path.parent), "")):
+        with pytest.raises(UserError, match=r"features.json has features that aren't TFDS's own: named_by_the_set"):
+            open_source(dataclasses.replace(tfds_config, name=name, data_dir=place))
+
+
 def test_a_bad_line_leaves_no_half_tfds_set(config, tmp_path):
     write_jsonl(tmp_path / "corpus" / "c.jsonl", ["x"], field="body")
     with pytest.raises(UserError, match=r"c.jsonl:1: no field 'text'") as error:
