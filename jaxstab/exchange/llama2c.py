@@ -82,16 +82,17 @@ def _tensors(path: Path, config: dict[str, Any], offset: int, is_named: bool) ->
     """The tensors, laid one after the other from `offset` on to the end of the file."""
     head_dim = config["hidden_size"] // config["num_attention_heads"]
     tensors: dict[str, Tensor] = {}
+    size = path.stat().st_size
     for name, shape in _version_1(config) if is_named else _version_0(config):
+        if offset > size:  # before as many tensors as a damaged header tells of take all memory
+            raise UserError(f"{path} is no file of llama2.c: its header tells of more than its {size:,} bytes")
         if any(f".{each}." in name for each in ROTATED):
             tensors[name] = Pairs(path, name, "F32", shape, offset, head_dim)
         elif name:
             tensors[name] = Tensor(path, name, "F32", shape, offset)
         offset += 4 * math.prod(shape)
-    if offset != path.stat().st_size:
-        raise UserError(
-            f"{path} is no file of llama2.c: its header tells of {offset:,} bytes, it has {path.stat().st_size:,}"
-        )
+    if offset != size:
+        raise UserError(f"{path} is no file of llama2.c: its header tells of {offset:,} bytes, it has {size:,}")
     return tensors
 
 

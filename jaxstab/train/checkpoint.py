@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -16,7 +17,8 @@ import logging
 import platform
 import re
 import shutil
-from collections.abc import Callable, Collection, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -237,12 +239,13 @@ class Checkpoints:
 
     def _item(self, step: int, name: str, args: ocp.args.CheckpointArgs) -> Any:
         item, damage = None, ""
-        try:
-            item = self._manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
-        except (MemoryError, jax.errors.JaxRuntimeError):
-            raise  # the machine's trouble, not the checkpoint's
-        except Exception as error:  # a damaged file shows itself in many ways
-            damage = f"its {name} cannot be read: {reason(error)}"
+        with _unraised_ignored():
+            try:
+                item = self._manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
+            except (MemoryError, jax.errors.JaxRuntimeError):
+                raise  # the machine's trouble, not the checkpoint's
+            except Exception as error:  # a damaged file shows itself in many ways
+                damage = f"its {name} cannot be read: {reason(_first(error))}"
         damage = self._hosts.any_of(damage)
         if damage:
             raise _DamagedError(damage)
@@ -259,6 +262,22 @@ class Checkpoints:
                 raise UserError(f"{target} can't be written: {error.strerror}") from error
         self._hosts.meet()
         self._manager.reload()
+
+
+@contextlib.contextmanager
+def _unraised_ignored() -> Iterator[None]:
+    """Keeps Python from telling of exceptions that nobody awaits: orbax leaves one for each array of a damaged file."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook
+
+
+def _first(error: BaseException) -> BaseException:
+    """The exception that others were raised from."""
+    return _first(error.__cause__) if error.__cause__ else error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -188,6 +188,7 @@ def damages(campaign: Campaign) -> None:
         before = tree(workdir)
         code = campaign.run(workdir)
         different = "" if re.search(told, campaign.told(workdir)) else "it isn't told"
+        different = different or ("a traceback" if "Traceback" in campaign.told(workdir) else "")
         if outcome == "refused":
             different = different or _refused(campaign, workdir, code, before)
         elif code:
@@ -200,14 +201,15 @@ def damages(campaign: Campaign) -> None:
 def _refused(campaign: Campaign, workdir: Path, code: int, before: dict[str, bytes]) -> str:
     """How a refusal isn't one line that leaves everything as it was; "" where it is."""
     line = campaign.last_line(workdir)
-    if code != 1 or not line.startswith("error: ") or "Traceback" in campaign.told(workdir):
+    if code != 1 or not line.startswith("error: "):
         return f"exit {code}: {line}"
     return "" if tree(workdir) == before else "something was written"
 
 
 def tree(workdir: Path) -> dict[str, bytes]:
-    """What must stay as it is where a run is refused."""
+    """What must stay as it is where a run is refused; orbax clears away a checkpoint that was never finished."""
     files = (path for path in workdir.rglob("*") if path.is_file() and path.name != ".lock")
+    files = (path for path in files if not any(part.endswith(".orbax-checkpoint-tmp") for part in path.parts))
     return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
 
 

@@ -3,8 +3,10 @@
 `make soak` does the same to a longer run, in processes of its own.
 """
 
+import gc
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,11 +33,15 @@ def four(tiny, unbroken):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_harm_is_told_and_costs_no_training(name, part, unbroken, tiny, capsys):
+def test_harm_is_told_and_costs_no_training(name, part, unbroken, tiny, capsys, monkeypatch):
     harm, outcome, told = DAMAGES[name]
     harm(part)
     before = tree(part)
+    tracebacks = []  # those that Python prints of what nobody awaits
+    monkeypatch.setattr(sys, "unraisablehook", tracebacks.append)
     code = tiny.run(part)
+    gc.collect()
+    assert not tracebacks
     captured = capsys.readouterr()
     assert re.search(told, captured.out + captured.err)
     if outcome == "refused":
