@@ -72,7 +72,7 @@ def export(workdir: Path, out: Path, step: int | None = None, console: Console |
     if out.exists():
         raise UserError(f"--out={out} is there already; export into a new folder")
     tokenizer = data.load_tokenizer(source.config.data.tokenizer, source.config.data.end_token)
-    listed = pieces(family, read_table(untied(source.config.model)))
+    listed = list(pieces(family, read_table(untied(source.config.model))))
     entries = size(listed)
     say(
         console,

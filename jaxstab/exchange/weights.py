@@ -33,10 +33,9 @@ class Piece(NamedTuple):
     layer: int | None
 
 
-def pieces(family: Family, table: Table[Effective]) -> list[Piece]:
+def pieces(family: Family, table: Table[Effective]) -> Iterator[Piece]:
     """All tensors of a model, in the order of the family's modules; a tied head is none."""
     of = {row.path: row for row in rows(table)}
-    listed = []
     for module, ours in family.modules.items():
         paths = (ours,) if isinstance(ours, str) else ours
         for theirs, names in PARAMETERS.items():
@@ -45,8 +44,7 @@ def pieces(family: Family, table: Table[Effective]) -> list[Piece]:
                 if members and not members[0].tied:
                     layers: Iterable[int | None] = range(members[0].layers) if members[0].stacked else (None,)
                     prefix = "" if f"{module}.{theirs}" == family.head else family.prefix
-                    listed += [Piece(f"{prefix}{module.format(n)}.{theirs}", members, n) for n in layers]
-    return listed
+                    yield from (Piece(f"{prefix}{module.format(n)}.{theirs}", members, n) for n in layers)
 
 
 def shape(family: Family, piece: Piece) -> tuple[int, ...]:

@@ -163,6 +163,7 @@ STRANGERS = {
     "another activation": (config(hidden_act="gelu"), "hidden_act='gelu'; known: silu"),
     "an activation that is no word": (config(hidden_act={}), "hidden_act={}"),
     "more layers than there are": (config(num_hidden_layers=3), "model.layers.2"),
+    "more layers than memory would hold": (config(num_hidden_layers=10**9), "model.layers.2"),
 }
 
 
