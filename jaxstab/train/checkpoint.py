@@ -342,7 +342,7 @@ def _sha256(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What went wrong, on one line. Libraries nest "where: why", so that a long text is cut before its end."""
     text = " ".join(ANNOTATION.sub("", str(error)).split())
     if len(text) > LONGEST_REASON:
