@@ -11,7 +11,8 @@ false-alarm rate is measured on the other half; then the halves change places.
 
 Told for each: the false-alarm rate, the share of events it warned of, and the steps of warning, 0 where it didn't, with
 95% intervals by resampling the runs with an event. Signals that full measurements alone have are as old as the last of
-these. Critical sharpness and the curvature along the update are not measured in a run, and so are not raced.
+these. Critical sharpness and curvature are raced over runs with stability.instruments=curvature, the largest eigenvalue
+over those with eigenvalue.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ import numpy as np
 from jaxstab.compare.measured import series_of
 from jaxstab.compare.statistics import Estimate, estimate
 from jaxstab.logging import in_force, read_measurements, read_metrics
+
+
+def largest_size(values: np.ndarray, axis: int) -> np.ndarray:
+    """The largest absolute value."""
+    return np.max(np.abs(values), axis=axis)
+
 
 RISE = 0.5  # nats, as in jaxstab/compare/cells.py
 MEDIAN, WINDOW, LEAST = 9, 128, 16  # steps
@@ -48,6 +55,13 @@ SIGNALS: dict[str, tuple[str, Callable[..., np.ndarray], int]] = {
     "Jacobian": ("stability/jacobian/", np.max, 1),
     "gradient variance": ("stability/gradient_variance/", np.mean, 1),
     "gradient noise scale": ("stability/gradient_noise_scale", np.max, 1),
+    "critical step": ("stability/critical_step", np.min, -1),
+    "critical sharpness": ("stability/critical_sharpness", np.max, 1),
+    "curvature along the gradient": ("stability/curvature/gradient", np.max, 1),
+    "curvature along the update": ("stability/curvature/update", np.max, 1),
+    "preconditioned curvature": ("stability/curvature/preconditioned", np.max, 1),
+    "preconditioned eigenvalue": ("stability/preconditioned_eigenvalue", np.max, 1),
+    "gates of queries over keys": ("stability/gate_log_ratio", largest_size, 1),
     "largest activation": ("stability/max_activation/", np.max, 1),
 }
 
@@ -89,7 +103,7 @@ def read(directory: Path) -> Run:
     measured = read_measurements(directory)
     series = {}
     for name, (prefix, reduce, sign) in SIGNALS.items():
-        vectors = [each for key, each in measured.items() if key.startswith(prefix) and prefix.endswith("/")]
+        vectors = [each for key, each in measured.items() if key.startswith(prefix)]
         series[name] = sign * over_steps(steps, vectors or [series_of(training, prefix)], reduce)
     return Run(directory.name, event_of(losses[:, 0]), series)
 

@@ -25,6 +25,7 @@ from jaxstab.table import count
 from jaxstab.train.config import Config, default_config, resolve
 from jaxstab.train.plan import lowered
 from jaxstab.train.program import Program, build
+from jaxstab.train.step_io import hypers
 
 MESHES = {
     "replica": {"replica": 8},
@@ -55,7 +56,7 @@ def compiled(program: Program, name: str) -> jax.stages.Compiled:
     if name == "step":
         return lowered(program).compile()
     if name == "measure":
-        return program.measure.lower(program.abstract_state, tokens).compile()
+        return program.measure.lower(program.abstract_state, tokens, hypers(program)).compile()
     valid = jax.ShapeDtypeStruct(tokens.shape[:1], bool)
     return program.evaluate.lower(jax.eval_shape(program.merge, program.abstract_state), tokens, valid).compile()
 

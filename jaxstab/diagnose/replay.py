@@ -91,7 +91,7 @@ def _taken_again(
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("steps", total=end - start)
         for step, tokens in enumerate(inputs.ahead(start + 1, end), start + 1):
-            more = [pack(*program.measure(state, tokens))] if step in measured else []
+            more = [pack(*program.measure(state, tokens, inputs.hypers(step)))] if step in measured else []
             state, metrics = program.step(state, tokens, inputs.hypers(step))
             replayed[step] = unpack(metrics, *more)
             progress.advance(task)

@@ -13,6 +13,7 @@ from jaxstab.optimize.chain import (
     last_rate,
     state_shardings,
 )
+from jaxstab.optimize.preconditioner import inverse_preconditioner
 
 __all__ = [
     "CLIPS",
@@ -24,6 +25,7 @@ __all__ = [
     "Optimizer",
     "OptimizerConfig",
     "build",
+    "inverse_preconditioner",
     "last_rate",
     "state_shardings",
 ]

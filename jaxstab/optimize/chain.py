@@ -178,12 +178,14 @@ class Optimizer(NamedTuple):
     Attributes:
       clip: applied to the raw or to the effective gradient.
       update: from clipped raw gradients to updates; takes the extra argument `hypers`.
+      rule: the first of the parts of `update`, up to and with the update rule; its state is the first of the parts too.
       schedule: position -> fraction of the peak learning rate.
       project: (raw parameters after the update, forward maxima) -> raw parameters; see `Projection`.
     """
 
     clip: optax.GradientTransformation
     update: optax.GradientTransformationExtraArgs
+    rule: optax.GradientTransformation
     schedule: Callable[[jax.Array], Float[Array, ""]]
     project: Callable[[Any, Mapping[str, Array]], Any]
 
@@ -200,15 +202,12 @@ def build(config: OptimizerConfig, table: Table, steps: int, effective: Table | 
     if config.warmup > steps:
         raise ConfigError(f"optimizer.warmup={config.warmup} is longer than the run, train.steps={steps}")
     schedule = with_warmup(build_method(config.schedule, SCHEDULES), config.warmup, steps)
-    update = optax.chain(
-        _scale(jax.tree.map(lambda row: 1 / row.eps, table)),
-        build_method(config.rule, OPTIMIZERS)(table),
-        build_method(config.update_clip, CLIPS)(table),
-        _decay_and_rate(config, table, schedule, steps),
-    )
+    rule = _scale(jax.tree.map(lambda row: 1 / row.eps, table)), build_method(config.rule, OPTIMIZERS)(table)
+    clip_and_rate = build_method(config.update_clip, CLIPS)(table), _decay_and_rate(config, table, schedule, steps)
     clipped = effective if effective is not None and config.clip_on == "effective" else table
     project = functools.partial(build_method(config.projection, PROJECTIONS).project, table)
-    return Optimizer(_clip(config, clipped), update, schedule, project)
+    update = optax.chain(*rule, *clip_and_rate)
+    return Optimizer(_clip(config, clipped), update, optax.chain(*rule), schedule, project)
 
 
 def _clip(config: OptimizerConfig, table: Table) -> optax.GradientTransformation:

@@ -7,6 +7,7 @@ import dataclasses
 from jaxstab.config import ConfigError, Options, Range, option
 from jaxstab.stability.spikes import QUANTITIES, RULES
 
+INSTRUMENTS = ("curvature", "eigenvalue")  # of full measurements, each by choice
 RESPONSES = ("log", "skip", "rollback", "stop")
 
 
@@ -21,6 +22,11 @@ class StabilityConfig(Options):
         choices=("off", "light", "full"),
     )
     measure_every: int = option(500, "Steps between two full measurements.", Range(1))
+    instruments: tuple[str, ...] = option(
+        (),
+        f"What full measurements have beside the rest, of {', '.join(INSTRUMENTS)}: each takes as long as some steps "
+        "(docs/stability.md).",
+    )
     rule: str = option(
         "skip_step",
         "What a spike is: above 6 standard deviations of the last 128 values, or 7 of the last 1,000.",
@@ -72,6 +78,13 @@ class StabilityConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        other = [name for name in self.instruments if name not in INSTRUMENTS]
+        if other:
+            raise ConfigError(f"stability.instruments has {other[0]!r}, which is not one of: {', '.join(INSTRUMENTS)}")
+        if self.instruments and self.measure != "full":
+            raise ConfigError(
+                f"stability.instruments={self.instruments} belong to full measurements: set stability.measure=full"
+            )
         strange = [name for name in self.watch if name not in QUANTITIES]
         if strange:
             raise ConfigError(f"stability.watch has {strange[0]!r}, which is not one of: {', '.join(QUANTITIES)}")

@@ -57,6 +57,17 @@ def gates(table: Table[Effective], stored_table: Table[Stored], raw: Raw) -> dic
     return by_name
 
 
+def gate_statistics(by_role: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """gate_log_ratio: log |α_q / α_k| of what `gates` gives, `[L]`; nothing where queries or keys have none.
+
+    Logits depend on the product of the two gates, so that nothing but decay holds their ratio (YuLan-Mini and Falcon
+    decay gates; Hu et al. 2024, arXiv:2412.17743). It begins at 0 where both are drawn alike.
+    """
+    if not {"q_proj", "k_proj"} <= by_role.keys():
+        return {}
+    return {"stability/gate_log_ratio": jnp.log(jnp.abs(by_role["q_proj"] / by_role["k_proj"]))}
+
+
 def nonfinite_fraction(table: Table[Side], tree: Tree[Side]) -> dict[str, jax.Array]:
     """Fraction of the entries of every matrix that are NaN or infinite.
 

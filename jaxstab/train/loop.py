@@ -195,7 +195,7 @@ class Trainer:
         """Starts a step, without waiting for it."""
         measured = []
         if self._measurement_due(step):
-            measured = [jax.block_until_ready(pack(*self.program.measure(state, tokens)))]
+            measured = [jax.block_until_ready(pack(*self.program.measure(state, tokens, self.inputs.hypers(step))))]
             self.clock.restart()
         state, metrics = self.program.step(state, tokens, self.inputs.hypers(step))
         seconds = self.clock.watch(metrics)

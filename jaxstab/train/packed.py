@@ -13,6 +13,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+Measurements = tuple[dict[str, Array], dict[str, Array]]  # scalars, and vectors over layers, by name
+
+
+def scalars_and_vectors(statistics: dict[str, Array]) -> Measurements:
+    """Tells scalars from vectors over layers."""
+    scalars = {name: value for name, value in statistics.items() if not value.ndim}
+    return scalars, {name: value for name, value in statistics.items() if value.ndim}
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["shapes"])

@@ -14,9 +14,9 @@ from jaxtyping import Array, Int
 from jaxstab import scale
 from jaxstab.model.loss import LossSums
 from jaxstab.table import Weights
-from jaxstab.train import measure, objective, step
+from jaxstab.train import instruments, measure, objective, step
 from jaxstab.train.config import Config
-from jaxstab.train.packed import Packed, pack
+from jaxstab.train.packed import Measurements, Packed, pack
 from jaxstab.train.setup import Setup, set_up
 from jaxstab.train.state import TrainState, init_state, state_shardings
 
@@ -31,7 +31,8 @@ class Program:
       init: seed -> TrainState.
       prepare: (state, tokens [B, T+1]) -> state, what a method asks for between `init` and the first step.
       step: (state, tokens [B, T+1], hypers) -> (state, its measurements, packed); donates the state.
-      measure: (state, tokens [B, T+1]) -> (scalars, vectors), the full measurements, of the state before a step.
+      measure: (state, tokens [B, T+1], hypers) -> (scalars, vectors), the full measurements, of the state before a
+        step and of what it is about to do.
       merge: state -> effective weights.
       evaluate: (weights, tokens [B, T+1], valid [B]) -> LossSums.
     """
@@ -41,7 +42,7 @@ class Program:
     init: Callable[[Any], TrainState]
     prepare: Callable[..., TrainState]
     step: Callable[..., tuple[TrainState, Packed]]
-    measure: Callable[..., measure.Measurements]
+    measure: Callable[..., Measurements]
     merge: Callable[[TrainState], Weights]
     evaluate: Callable[..., LossSums]
 
@@ -49,6 +50,7 @@ class Program:
 def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> Program:
     """Builds the program of a run; see `set_up`."""
     setup = set_up(config, end, mesh)
+    instruments.check(setup)
     abstract = jax.eval_shape(functools.partial(init_state, setup), 0)
     shardings = state_shardings(setup, abstract)
     whole, rows = scale.replicated(setup.mesh), scale.batch_sharding(setup.mesh)
@@ -69,7 +71,7 @@ def build(config: Config, end: int | None = None, mesh: Mesh | None = None) -> P
             out_shardings=(shardings, whole),
             donate_argnums=0,
         ),
-        measure=jitted(measure.measure, in_shardings=(shardings, rows), out_shardings=whole),
+        measure=jitted(measure.measure, in_shardings=(shardings, rows, whole), out_shardings=whole),
         merge=jitted(lambda setup, state: setup.reparam.merge(state.raw, state.reparam)),
         evaluate=jitted(objective.evaluation_sums, out_shardings=whole),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,51 @@ from jaxstab.numerics import widened
 from jaxstab.optimize import Hypers
 from jaxstab.table import Gradients, Raw, RawGradients, Side, Table, Tree, Weights
 from jaxstab.train import objective
-from jaxstab.train.measure import Measurements, scalars_and_vectors
+from jaxstab.train.packed import Measurements, scalars_and_vectors
 from jaxstab.train.setup import Setup
 from jaxstab.train.state import TrainState
+
+
+class StepGradients(NamedTuple):
+    """What a step knows before its update.
+
+    Attributes:
+      weights, reparam: effective weights, and the next state of the reparameterization.
+      gradients, raw: by the effective weights and by what is stored, of the global norms `norm_effective` and `norm`.
+      clipped: the gradient by what is stored that the update rule takes; with the clip's next state, and whether
+        clipping changed it.
+      sums, maxima: of the loss and of the forward pass.
+    """
+
+    weights: Weights
+    reparam: Any
+    gradients: Gradients
+    raw: RawGradients
+    norm: Float[Array, ""]
+    norm_effective: Float[Array, ""]
+    clipped: RawGradients
+    clip: Any
+    was_clipped: Bool[Array, ""]
+    sums: LossSums
+    maxima: objective.ForwardMaxima
+
+
+def step_gradients(setup: Setup, state: TrainState, tokens_BS: Int[Array, "B T+1"], hypers: Hypers) -> StepGradients:
+    """The gradients of a batch, and what clipping makes of them."""
+    weights: Weights
+    weights, pullback, reparam_state = jax.vjp(
+        lambda raw: setup.reparam.effective(raw, state.reparam), state.raw, has_aux=True
+    )
+    gradients, sums, maxima = objective.mean_gradients(setup, weights, tokens_BS, setup.config.train.accumulation)
+    raw_gradients: RawGradients
+    (raw_gradients,) = pullback(gradients)
+    norms = stability.global_norm(setup.stored_table, raw_gradients), stability.global_norm(setup.table, gradients)
+    clipped, clip, was_clipped = _clipped_raw_gradients(
+        setup, hypers, pullback, gradients, raw_gradients, norms, state.clip
+    )
+    return StepGradients(
+        weights, reparam_state, gradients, raw_gradients, *norms, clipped, clip, was_clipped, sums, maxima
+    )
 
 
 def train_step(
@@ -31,29 +73,19 @@ def train_step(
       The next state, and what was measured: scalars, and vectors over layers, by name.
     """
     config, table, reparam, optimizer = setup.config, setup.table, setup.reparam, setup.optimizer
-    weights: Weights
-    weights, pullback, reparam_state = jax.vjp(
-        lambda raw: reparam.effective(raw, state.reparam), state.raw, has_aux=True
-    )
-    gradients, sums, maxima = objective.mean_gradients(setup, weights, tokens_BS, config.train.accumulation)
-    raw_gradients: RawGradients
-    (raw_gradients,) = pullback(gradients)
-    norm = stability.global_norm(setup.stored_table, raw_gradients)
-    norm_effective = stability.global_norm(table, gradients)
-    clipped_raw_gradients, clip, was_clipped = _clipped_raw_gradients(
-        setup, hypers, pullback, gradients, raw_gradients, (norm, norm_effective), state.clip
-    )
+    of_step = step_gradients(setup, state, tokens_BS, hypers)
+    sums, norm, norm_effective = of_step.sums, of_step.norm, of_step.norm_effective
 
     loss = sums.cross_entropy / sums.targets
     finite = jnp.isfinite(jnp.stack([loss, norm, norm_effective])).all()
     verdict = stability.judge(config.stability, state.guard, jnp.stack([loss, norm, jnp.nan]), finite)
     with jax.named_scope("optimizer"):
-        updates, rule = optimizer.update.update(clipped_raw_gradients, state.optimizer, state.raw, hypers=hypers)
-        new_raw: Raw = optimizer.project(optax.apply_updates(state.raw, updates), maxima)
+        updates, rule = optimizer.update.update(of_step.clipped, state.optimizer, state.raw, hypers=hypers)
+        new_raw: Raw = optimizer.project(optax.apply_updates(state.raw, updates), of_step.maxima)
     update_norm = stability.global_norm(setup.stored_table, updates)
     readings_Q = jnp.stack([loss, norm, update_norm])
     guard, verdict = stability.advance(config.stability, state.guard, verdict, readings_Q)
-    new = TrainState(state.step + 1, new_raw, reparam_state, clip, rule, guard)
+    new = TrainState(state.step + 1, new_raw, of_step.reparam, of_step.clip, rule, guard)
     next_state = jax.tree.map(functools.partial(jnp.where, verdict.taken), new, state._replace(guard=guard))
     position = hypers.on_schedule(state.step)
     scalars: dict[str, Any] = {
@@ -61,7 +93,7 @@ def train_step(
         "train/grad_norm": norm,
         "train/grad_norm_effective": norm_effective,
         "train/update_norm": update_norm,
-        "train/clipped": was_clipped,
+        "train/clipped": of_step.was_clipped,
         "train/learning_rate": hypers.learning_rate * optimizer.schedule(position),
         "train/finite": verdict.finite,
         "train/spike": verdict.spike,
@@ -77,17 +109,17 @@ def train_step(
         table,
         setup.stored_table,
         raw=state.raw,
-        weights=weights,
-        raw_gradients=raw_gradients,
-        gradients=gradients,
-        clipped_raw_gradients=clipped_raw_gradients,
+        weights=of_step.weights,
+        raw_gradients=of_step.raw,
+        gradients=of_step.gradients,
+        clipped_raw_gradients=of_step.clipped,
         updates=updates,
-        new_weights=None if reparam.constant else reparam.effective(new_raw, reparam_state)[0],
+        new_weights=None if reparam.constant else reparam.effective(new_raw, of_step.reparam)[0],
         eps=config.optimizer.eps,
     )
-    statistics |= stability.vector_statistics(setup.stored_table, state.raw, raw_gradients, updates)
+    statistics |= stability.vector_statistics(setup.stored_table, state.raw, of_step.raw, updates)
     statistics |= stability.state_statistics(
-        setup.stored_table, state.raw, next_state.raw, state.optimizer, clipped_raw_gradients
+        setup.stored_table, state.raw, next_state.raw, state.optimizer, of_step.clipped
     )
     measured, vectors = scalars_and_vectors(statistics)
     return next_state, (scalars | measured, vectors)

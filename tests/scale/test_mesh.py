@@ -192,7 +192,7 @@ def test_full_measurements_compare_parts_that_replicas_do_not_divide():
     measured = []
     for mesh in (MeshConfig(replica=2), MeshConfig()):
         program = build(dataclasses.replace(full, mesh=mesh))
-        scalars, vectors = program.measure(program.init(0), TOKENS[0])
+        scalars, vectors = program.measure(program.init(0), TOKENS[0], HYPERS)
         measured.append(jax.device_get((scalars["stability/gradient_noise_scale"], vectors)))
     assert "stability/gradient_variance/q_proj" in measured[0][1]
     close(*measured, rtol=1e-3, atol=1e-5)

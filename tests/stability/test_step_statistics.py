@@ -122,6 +122,13 @@ def test_a_product_of_two_factors_has_one_name_each_and_both_their_gates():
     assert "stability/norm_effective/layers/q/right/weight" not in found
 
 
+def test_the_ratio_of_two_gates_is_that_of_their_sizes():
+    gates = {"q_proj": np.array([1.0, -4.0]), "k_proj": np.array([1.0, 2.0]), "v_proj": np.array([3.0, 3.0])}
+    ratios = stability.gate_statistics(gates)
+    np.testing.assert_allclose(ratios.pop("stability/gate_log_ratio"), [0, np.log(2)], atol=1e-6)
+    assert not ratios and not stability.gate_statistics({"q_proj": gates["q_proj"]})
+
+
 def test_a_vector_of_gates_is_its_root_mean_square():
     found, given = measured(weight_norm())
     for role, gate in (("up_proj", given["raw"]["layers"]["up"]["gate"]), ("lm_head", given["raw"]["head"]["gate"])):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks import foretell
 from jaxstab.logging import read_measurements
+from jaxstab.stability.config import INSTRUMENTS
 
 LIGHT = (
     "update_ratio update_ratio_effective norm norm_effective grad_norm grad_norm_effective gate update_rms "
@@ -13,7 +15,7 @@ LIGHT = (
 FULL = (
     "gradient_variance/q_proj gradient_entry_variance/q_proj spectral_norm/q_proj stable_rank/q_proj "
     "shortcut_std/attention shortcut_std/mlp attention_entropy/0 attention_entropy/1 max_attention_logit/0 dead_units "
-    "max_activation jacobian/attention jacobian/mlp jacobian_bound/attention jacobian_bound/mlp"
+    "max_activation gate_log_ratio jacobian/attention jacobian/mlp jacobian_bound/attention jacobian_bound/mlp"
 )
 SCALARS = "gradient_noise_scale shortcut_std/embedding max_logit spectral_norm/lm_head gradient_variance/embed_tokens"
 
@@ -44,7 +46,8 @@ def test_tensorboard_has_the_config_every_layer_and_the_end(unbroken):
 @pytest.mark.slow
 def test_full_measurements_at_their_cadence_change_nothing(tiny, unbroken, tmp_path):
     full = "--config.stability.measure=full", "--config.stability.measure_every=3"
-    assert tiny.run(tmp_path / "run", *full) == 0
+    instruments = f"--config.stability.instruments={INSTRUMENTS!r}"
+    assert tiny.run(tmp_path / "run", *full, instruments) == 0
     tiny.assert_same_arrays(tmp_path / "run", unbroken)
     measured = read_measurements(tmp_path / "run")
     for name in FULL.split():
@@ -53,6 +56,8 @@ def test_full_measurements_at_their_cadence_change_nothing(tiny, unbroken, tmp_p
     for name in SCALARS.split():
         at = [line["step"] for line in tiny.steps(tmp_path / "run") if f"stability/{name}" in line]
         assert at == [1, 3, 6], name
+    signals = foretell.read(tmp_path / "run").signals
+    assert not [name for name, values in signals.items() if not np.isfinite(values).all()]
     counts, edges = (measured[f"stability/tev_histogram{part}/embed_tokens"][1] for part in ("", "_edges"))
     assert edges.shape[1] == counts.shape[1] + 1 and counts[0].sum() == 257
 

@@ -31,7 +31,7 @@ def temporaries(program, name):
     weights, valid = jax.eval_shape(program.merge, state), jax.ShapeDtypeStruct(tokens.shape[:1], bool)
     arguments = {
         "step": (state, tokens, hypers(program)),
-        "measure": (state, tokens),
+        "measure": (state, tokens, hypers(program)),
         "evaluate": (weights, tokens, valid),
     }
     lowered = getattr(program, name).lower(*arguments[name])
