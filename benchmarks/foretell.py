@@ -62,7 +62,7 @@ SIGNALS: dict[str, tuple[str, Callable[..., np.ndarray], int]] = {
     "preconditioned curvature": ("stability/curvature/preconditioned", np.max, 1),
     "preconditioned eigenvalue": ("stability/preconditioned_eigenvalue", np.max, 1),
     "gates of queries over keys": ("stability/gate_log_ratio", largest_size, 1),
-    "largest activation": ("stability/max_activation/", np.max, 1),
+    "largest activation": ("stability/max_activation", np.max, 1),
 }
 
 

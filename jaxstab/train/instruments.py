@@ -63,7 +63,13 @@ def measured(setup: Setup, state: TrainState, tokens_BS: Int[Array, "B T+1"], hy
 
 def check(setup: Setup) -> None:
     """Raises ConfigError where an instrument needs what the run hasn't got."""
-    if "eigenvalue" in setup.config.stability.instruments and not has_preconditioner(setup):
+    chosen = setup.config.stability.instruments
+    if chosen and setup.mesh.size > 1:
+        raise ConfigError(
+            f"stability.instruments={chosen} on {setup.mesh.size} devices haven't been held against one device: leave "
+            "them out"
+        )
+    if "eigenvalue" in chosen and not has_preconditioner(setup):
         raise ConfigError(
             f"stability.instruments=eigenvalue needs an update rule with Adam's moments for every parameter and b1 "
             f"above 0, which optimizer.rule.method={setup.config.optimizer.rule.method} hasn't; leave it out"

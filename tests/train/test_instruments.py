@@ -32,7 +32,6 @@ BASE = dataclasses.replace(
     optimizer=dataclasses.replace(BASE.optimizer, warmup=2, learning_rate=0.01),
     stability=dataclasses.replace(BASE.stability, measure="full", instruments=INSTRUMENTS),
 )
-EIGHT = scale.MeshConfig(replica=2, fsdp=2, sequence=2)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (8, 7)), jnp.int32)
 
 
@@ -112,19 +111,13 @@ def test_a_rule_without_adam_s_moments_has_no_eigenvalue():
         assert instruments.has_preconditioner(build(with_rule(rule)).setup), rule
 
 
+def test_instruments_are_of_one_device():
+    with pytest.raises(ConfigError, match="on 8 devices haven't been held against one"):
+        build(dataclasses.replace(BASE, mesh=scale.MeshConfig(fsdp=8)))
+
+
 def test_instruments_are_of_full_measurements_and_known():
     with pytest.raises(ConfigError, match=r"belong to full measurements: set stability\.measure=full"):
         StabilityConfig(instruments=("curvature",))
     with pytest.raises(ConfigError, match="'sharpness', which is not one of: curvature"):
         StabilityConfig(measure="full", instruments=("sharpness",))
-
-
-@pytest.mark.slow
-def test_instruments_on_eight_devices_are_those_of_one():
-    sharded, alone = (
-        measured(program, program.init(0), hypers(program)._replace(position=jnp.int32(0)))
-        for program in (build(dataclasses.replace(BASE, mesh=mesh)) for mesh in (EIGHT, scale.MeshConfig()))
-    )
-    assert sharded.keys() == alone.keys()
-    for name, value in sharded.items():
-        np.testing.assert_allclose(value, alone[name], rtol=0.05 if "critical" in name else 1e-2, err_msg=name)
