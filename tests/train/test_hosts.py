@@ -31,11 +31,7 @@ def digests(workdir, step):
 
 
 def assert_same(tiny, workdir, reference):
-    """Asserts that two runs are the same, bit for bit, in all that their steps leave.
-
-    Full measurements, of a program of its own at some steps, are to rounding: their means over devices are summed in
-    another order.
-    """
+    """Asserts that two runs are the same, bit for bit, in all that their steps leave."""
     assert str(tiny.lines(workdir)) == str(tiny.lines(reference))  # nan is nan
     assert tiny.checkpoints(workdir) == tiny.checkpoints(reference)
     assert digests(workdir, 8) == digests(reference, 8)
@@ -44,10 +40,7 @@ def assert_same(tiny, workdir, reference):
     assert measured.keys() == expected.keys()
     for name, (steps, values) in expected.items():
         assert steps.tolist() == measured[name][0].tolist(), name
-        if len(steps) < len(tiny.steps(reference)):
-            np.testing.assert_allclose(values, measured[name][1], rtol=1e-5, atol=1e-7, err_msg=name)
-        else:
-            assert values.tobytes() == measured[name][1].tobytes(), name
+        assert values.tobytes() == measured[name][1].tobytes(), name
     incidents, wanted = (path / "incidents" / "6" for path in (workdir, reference))
     assert np.array_equal(np.load(incidents / "batch.npy"), np.load(wanted / "batch.npy"))
     record, other = (json.loads((path / "incident.json").read_text()) for path in (incidents, wanted))
@@ -137,7 +130,7 @@ def elsewhere(together, tmp_path_factory):
     return shutil.copytree(together[0], workdir)
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1, 1), (4, 2, 1, 1), (1, 4, 2, 1), (1, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize("mesh", [(1, 1, 1, 1), (1, 2, 2, 2)], ids=str)
 def test_what_two_processes_save_is_restored_on_any_mesh(mesh, tiny, elsewhere):
     path = checkpoint_of(elsewhere)
     record, sizes = read_record(path), MeshConfig(*mesh)
