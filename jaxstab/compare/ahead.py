@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from jaxstab import data
 from jaxstab.compare.grid import Cell
 from jaxstab.compare.programs import Programs, shared_keys
 from jaxstab.compare.statistics import Estimate, estimate
+from jaxstab.optimize import Hypers
 from jaxstab.train.config import Config
 from jaxstab.train.program import Program
 from jaxstab.train.step_io import hypers
@@ -38,33 +39,61 @@ class StepTime(NamedTuple):
     seconds: float
 
 
-class Stepper:
-    """Takes training steps of a program on a batch drawn at random, without data, logging and checkpoints."""
+class Timed(Protocol):
+    """Something that takes time, told in seconds."""
 
-    def __init__(self, program: Program):
-        config = program.setup.config
-        shape = config.train.batch_size, config.data.length + 1
-        self._program, self._hypers, self._state = program, hypers(program), program.init(config.train.seed)
-        self._tokens = np.random.default_rng(0).integers(0, config.model.vocabulary, shape).astype(np.int32)
+    def seconds(self) -> float: ...
+
+
+class Stepper:
+    """Takes training steps on one batch, without data, logging and checkpoints."""
+
+    def __init__(self, step: Callable[..., tuple[Any, Any]], state: Any, *inputs: Any):
+        """A stepper of a function (state, *inputs) -> (state, measurements) that donates the state."""
+        self._step, self._state, self._inputs = step, state, inputs
 
     def seconds(self) -> float:
         """Takes a step and waits for it."""
         start = time.perf_counter()
-        self._state, measured = self._program.step(self._state, self._tokens, self._hypers)
+        self._state, measured = self._step(self._state, *self._inputs)
         jax.block_until_ready((self._state, measured))
         return time.perf_counter() - start
 
     def memory(self) -> int:
         """Bytes of a step on one device: what goes in, what is made on the way, and what comes out beside the state."""
-        sizes: Any = self._program.step.lower(self._state, self._tokens, self._hypers).compile().memory_analysis()  # type: ignore[attr-defined]
+        sizes: Any = self._step.lower(self._state, *self._inputs).compile().memory_analysis()  # type: ignore[attr-defined]
         made = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
         return sizes.argument_size_in_bytes + made
 
 
-def stepper_of(config: Config, programs: Programs) -> Stepper:
-    """The stepper of a run; raises UserError where its tokenizer can't be read or its config has no program."""
+class Repeated:
+    """Takes several steps, one after the other."""
+
+    def __init__(self, stepper: Stepper, count: int):
+        self._stepper, self._count = stepper, count
+
+    def seconds(self) -> float:
+        """Takes them, and waits for each."""
+        return sum(self._stepper.seconds() for _ in range(self._count))
+
+
+def program_of(config: Config, programs: Programs) -> Program:
+    """The program of a run; raises UserError where its tokenizer can't be read or its config has no program."""
     tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)
-    return Stepper(programs(config.with_vocabulary(tokenizer.vocabulary), tokenizer.end))
+    return programs(config.with_vocabulary(tokenizer.vocabulary), tokenizer.end)
+
+
+def inputs_of(program: Program) -> tuple[np.ndarray, Hypers]:
+    """A batch [B, T+1] drawn at random, and the hyper-parameters of a step."""
+    config = program.setup.config
+    shape = config.train.batch_size, config.data.length + 1
+    return np.random.default_rng(0).integers(0, config.model.vocabulary, shape).astype(np.int32), hypers(program)
+
+
+def stepper_of(config: Config, programs: Programs) -> Stepper:
+    """The stepper of a run; raises UserError where it has no program."""
+    program = program_of(config, programs)
+    return Stepper(program.step, program.init(config.train.seed), *inputs_of(program))
 
 
 def trial(config: Config, programs: Programs) -> Trial:
@@ -87,7 +116,7 @@ def told(cells: Sequence[Cell], sample: Trial) -> str:
     )
 
 
-def in_turns(stepper: Stepper, baseline: Stepper, steps: int) -> StepTime:
+def in_turns(stepper: Timed, baseline: Timed, steps: int) -> StepTime:
     """Times steps in turns, since a machine's speed drifts: each round takes the variant's and two of the baseline's.
 
     Args:

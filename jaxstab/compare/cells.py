@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from rich.console import Console
 from jaxstab import safe_json
 from jaxstab.compare.grid import Cell
 from jaxstab.compare.measured import Lines, Series, measures, spikes
-from jaxstab.compare.programs import Programs
 from jaxstab.config import UserError
 from jaxstab.logging import in_force, read_measurements, read_metrics
 from jaxstab.logging.run import METRICS
@@ -21,7 +20,9 @@ from jaxstab.stability.definitions import nonfinite
 from jaxstab.table import count
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.loop import train
+from jaxstab.train.program import Program
 from jaxstab.train.setup import reparameterized
+from jaxstab.train.signals import StopRequest
 
 RESULT = "result.json"
 TAIL = 0.1  # of the steps, whose mean loss is that at the end: chosen
@@ -47,11 +48,23 @@ def row_of(workdir: Path, cell: Cell) -> Row | None:
         raise UserError(f"{path} can't be read ({error}); delete it, and the run's result is made again") from error
 
 
-def run_cell(workdir: Path, cell: Cell, programs: Programs | None = None) -> Row | None:
+def run_cell(
+    workdir: Path,
+    cell: Cell,
+    programs: Callable[..., Program] | None = None,
+    request: StopRequest | None = None,
+    results: tuple[type[Exception], ...] = (UserError, jax.errors.JaxRuntimeError),
+) -> Row | None:
     """Trains a cell to its end, going on where it was stopped; returns None where another process is at work on it.
 
     A run that stops because its loss isn't finite, because a spike stops it, or because the device fails in it, is a
     result.
+
+    Args:
+      workdir: of the comparison.
+      cell: what is run.
+      programs, request: as `train` takes them.
+      results: the errors that are a result of the run.
 
     Raises:
       UserError: nothing could be trained, which would be so for every cell: no data, say, or no memory.
@@ -60,10 +73,10 @@ def run_cell(workdir: Path, cell: Cell, programs: Programs | None = None) -> Row
     workdirs.make(directory)
     stopped = ""
     try:
-        train(cell.config, directory, Console(quiet=True), programs)
+        train(cell.config, directory, Console(quiet=True), programs, request)
     except workdirs.BusyError:
         return None
-    except (UserError, jax.errors.JaxRuntimeError) as error:
+    except results as error:
         stopped = str(error).partition("\n")[0]
         if not (directory / METRICS).is_file():
             raise UserError(f"{cell.name} can't be run: {stopped}") from error

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from jaxstab.compare import ahead, promotion, report
+from jaxstab.compare import ahead, promotion, report, together
 from jaxstab.compare.cells import Row, row_of, run_cell
 from jaxstab.compare.comparison import Law, fix, rows_of
 from jaxstab.compare.grid import Cell, Grid
@@ -78,6 +79,8 @@ class Runner:
     def __init__(self, grid: Grid, workdir: Path, law: Law, share: tuple[int, int], console: Console):
         self._grid, self._workdir, self._law, self._share, self._console = grid, workdir, law, share, console
         self._programs, self._of_baseline = Programs(), Programs()
+        self._tell = functools.partial(say, console)
+        self._trials = together.Trials(self._programs, self._tell)
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Runs the cells of this machine's share that aren't done."""
@@ -85,15 +88,28 @@ class Runner:
         due = [cell for cell in cells[number::of] if row_of(self._workdir, cell) is None]
         if not due:
             return
-        about = ahead.told(due, ahead.trial(due[0].config, self._programs))
-        say(self._console, f"{len(cells)} cells, {len(due)} to be run here, into {self._workdir}: {about}")
+        sample = ahead.trial(due[0].config, self._programs)
+        self._tell(f"{len(cells)} cells, {len(due)} to be run here, into {self._workdir}: {ahead.told(due, sample)}")
+        outcomes = self._outcomes(due, sample)
         for place, cell in enumerate(shown(self._console, "cells")(due), 1):
-            say(self._console, f"{place}/{len(due)} {cell.name}: {self._run(cell)}")
+            self._tell(f"{place}/{len(due)} {cell.name}: {next(outcomes)}")
 
-    def _run(self, cell: Cell) -> str:
-        if row := row_of(self._workdir, cell):
+    def _outcomes(self, due: Sequence[Cell], sample: ahead.Trial) -> Iterator[str]:
+        """Runs cells, those that share a program together where that is faster; what each came to, in their order."""
+        for group in together.groups(due):
+            choice = self._trials.choose(group, sample)
+            for part in together.parts(group, choice.at_once if choice else 1):
+                rows: Mapping[str, Row | None] = {}
+                if choice and len(part) > 1:
+                    rows = together.run_together(self._workdir, part, self._programs, choice, self._tell)
+                for cell in part:
+                    yield self._outcome(cell, rows)
+
+    def _outcome(self, cell: Cell, rows: Mapping[str, Row | None]) -> str:
+        """What a cell came to, which is run unless it has its row among those of a part."""
+        if cell.name not in rows and (row := row_of(self._workdir, cell)):
             return f"{_told(row)}, by another process"
-        row = run_cell(self._workdir, cell, self._programs)
+        row = rows[cell.name] if cell.name in rows else run_cell(self._workdir, cell, self._programs)
         if row is None:
             return "another process is at work on it"
         self._time(cell)
@@ -113,7 +129,7 @@ class Runner:
             )
             times = ahead.in_turns(*steppers, cell.config.train.steps)
         except jax.errors.JaxRuntimeError as error:  # two models at once may be more than the memory takes
-            say(self._console, f"the step of {cell.variant} isn't timed: {str(error).partition(chr(10))[0]}")
+            self._tell(f"the step of {cell.variant} isn't timed: {str(error).partition(chr(10))[0]}")
             return
         workdirs.write_whole(path, {"variant": cell.variant, **times._asdict()})
 
@@ -124,13 +140,13 @@ class Runner:
             return
         report.write(self._grid, rows, self._law, _times(self._workdir), self._workdir, published)
         done = sum(row_of(self._workdir, cell) is not None for cell in self._grid.cells)
-        say(self._console, f"{done} of {len(self._grid.cells)} cells are done: {self._workdir / 'report.html'}")
+        self._tell(f"{done} of {len(self._grid.cells)} cells are done: {self._workdir / 'report.html'}")
         promoted = [
             each for each in promotion.verdicts(rows, report.loss_of(rows), self._law) if each.word == "promoted"
         ]
         if promoted:
             names = ",".join([self._law.baseline, *(each.variant for each in promoted)])
-            say(self._console, f"Promoted, and due on the next rung: --methods={names}")
+            self._tell(f"Promoted, and due on the next rung: --methods={names}")
 
 
 def _times(workdir: Path) -> Mapping[str, Any]:

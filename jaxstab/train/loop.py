@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -35,7 +36,11 @@ from jaxstab.train.step_io import StepInputs
 
 
 def train(
-    config: Config, workdir: Path, console: Console | None = None, programs: Callable[..., Program] | None = None
+    config: Config,
+    workdir: Path,
+    console: Console | None = None,
+    programs: Callable[..., Program] | None = None,
+    request: StopRequest | None = None,
 ) -> None:
     """Trains, going on from the newest intact checkpoint of `workdir`.
 
@@ -44,6 +49,7 @@ def train(
       workdir: where it is kept.
       console: shows how far it is.
       programs: (config, end token) -> its program; `build` by default. Runs that follow each other may share one.
+      request: asks the run to stop; by default one that hears the signals, which only the main thread does.
 
     Raises:
       UserError: what the user can mend: data, a config that doesn't fit the workdir, a loss that isn't finite.
@@ -53,7 +59,7 @@ def train(
         console = (console or Console(highlight=False)) if hosts.writes else Console(quiet=True)
         workdirs.make(workdir)
         with workdirs.alone(workdir, hosts):
-            _train(config, workdir, console, programs or build, hosts)
+            _train(config, workdir, console, programs or build, hosts, request)
 
 
 # Keys of what a host has for itself.
@@ -66,7 +72,12 @@ def _same_everywhere(config: Config) -> dict[str, Any]:
 
 
 def _train(
-    config: Config, workdir: Path, console: Console, programs: Callable[..., Program], hosts: scale.Hosts
+    config: Config,
+    workdir: Path,
+    console: Console,
+    programs: Callable[..., Program],
+    hosts: scale.Hosts,
+    request: StopRequest | None,
 ) -> None:
     tokenizer = data.load_tokenizer(config.data.tokenizer, config.data.end_token)
     config = config.with_vocabulary(tokenizer.vocabulary)
@@ -87,7 +98,7 @@ def _train(
         workdirs.claim(workdir, config, identity, warn)
     evaluation = Evaluation(program, corpus, texts, benchmarks)
     with Checkpoints(workdir / "checkpoints", config.checkpoint, warn, pinned, hosts) as checkpoints:
-        while _attempt(program, corpus, evaluation, identity, checkpoints, workdir, console, hosts):
+        while _attempt(program, corpus, evaluation, identity, checkpoints, workdir, console, hosts, request):
             pass
 
 
@@ -100,6 +111,7 @@ def _attempt(
     workdir: Path,
     console: Console,
     hosts: scale.Hosts,
+    given: StopRequest | None,
 ) -> bool:
     """Goes on from the newest checkpoint that the journal hasn't abandoned; returns whether another attempt is due.
 
@@ -128,7 +140,7 @@ def _attempt(
             if hosts.writes
             else SilentLogger()
         ) as logger,
-        StopRequest(hosts).listening() as request,
+        contextlib.nullcontext(given) if given else StopRequest(hosts).listening() as request,
         StepClock() as clock,
     ):
         history = incidents.Incidents(workdir, config.stability.incidents, journal.attempt, start, logger.notice)

@@ -27,11 +27,11 @@ def compared(tiny, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         train = cells.train
 
-        def interrupted(config, directory, console, programs):
+        def interrupted(config, directory, *others):
             if len(stopped) == 2:
                 signal.raise_signal(signal.SIGINT)
             stopped.append(directory.name)
-            train(config, directory, console, programs)
+            train(config, directory, *others)
 
         patch.setattr(cells, "train", interrupted)
         assert main.main(command(tiny, workdir)) == 130
