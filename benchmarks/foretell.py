@@ -12,7 +12,7 @@ false-alarm rate is measured on the other half; then the halves change places.
 Told for each: the false-alarm rate, the share of events it warned of, and the steps of warning, 0 where it didn't, with
 95% intervals by resampling the runs with an event. Signals that full measurements alone have are as old as the last of
 these. Critical sharpness and curvature are raced over runs with stability.instruments=curvature, the largest eigenvalue
-over those with eigenvalue.
+over those with eigenvalue, and so on.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ SIGNALS: dict[str, tuple[str, Callable[..., np.ndarray], int]] = {
     "curvature along the update": ("stability/curvature/update", np.max, 1),
     "preconditioned curvature": ("stability/curvature/preconditioned", np.max, 1),
     "preconditioned eigenvalue": ("stability/preconditioned_eigenvalue", np.max, 1),
+    "entropy of the change of W_qk": ("stability/qk_update_entropy/", np.min, -1),
+    "alignment of Jacobians": ("stability/jacobian_alignment", np.max, 1),
+    "stable rank of Jacobians": ("stability/jacobian_stable_rank", np.min, -1),
     "gates of queries over keys": ("stability/gate_log_ratio", largest_size, 1),
     "largest activation": ("stability/max_activation", np.max, 1),
 }

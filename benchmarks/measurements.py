@@ -1,4 +1,9 @@
-"""What light measurements cost: python benchmarks/measurements.py [proxy|130m] [rounds] > costs.json
+"""What measurements cost.
+
+    python benchmarks/measurements.py [proxy|130m|rung1] [rounds] > costs.json
+    python benchmarks/measurements.py rung1 5 full > costs.json
+
+The first times light measurements, the second full ones and each instrument beside them.
 
 Times whole steps, with fetching, writing and TensorBoard, with `stability.measure=off` and `light` in turns, and `off`
 once more as the control, whose difference from `off` is noise. A turn is one step, so that a machine's drift falls
@@ -6,6 +11,9 @@ on all alike, and each round takes every variant in another order. The vectors o
 model of 40 layers. On an idle machine; prints the ratios of each round, of seconds and of the process's CPU seconds,
 which other programs disturb less. A few percent of a step are hard to see so: `by itself` is what the
 measurements take beyond the norms that every step takes, in a program without the step, and what the host takes longer.
+
+With `full`, a turn is a step, the full measurements without instruments, or an instrument by itself, with the gradient
+and the update that it asks for, each in a program of its own.
 """
 
 import dataclasses
@@ -16,6 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +35,12 @@ import numpy as np
 import optax
 from rich.console import Console
 
-from jaxstab import stability
+from jaxstab import scale, stability
 from jaxstab.logging import LogConfig, RunLogger
 from jaxstab.model.config import ModelConfig
 from jaxstab.reparam import ReparamConfig
+from jaxstab.stability.config import INSTRUMENTS
+from jaxstab.train import instruments
 from jaxstab.train.config import Config
 from jaxstab.train.packed import unpack
 from jaxstab.train.program import Program, build
@@ -42,10 +53,13 @@ CLOCKS = ("seconds", "CPU seconds")
 
 
 def config_of(shape: str, measure: str) -> Config:
-    """The proxy of configs/proxy.py, or the paper's 130M model, under WeSaR."""
+    """The proxy of configs/proxy.py, the paper's 130M model, or rung 1 of configs/ladder.py, under WeSaR."""
     base = Config(reparam=ReparamConfig(method="wesar"))
     if shape == "130m":
         model, batch, length = dataclasses.replace(base.model, remat="full"), 1, 2048
+    elif shape == "rung1":
+        model = ModelConfig(width=64, layers=12, heads=2, vocabulary=2048, max_length=256, remat="none")
+        batch, length = 8, 256
     else:
         model = ModelConfig(width=192, layers=16, heads=3, vocabulary=8192, max_length=256, remat="none")
         batch, length = 8, 256
@@ -58,6 +72,12 @@ def config_of(shape: str, measure: str) -> Config:
     )
 
 
+def tokens_of(config: Config) -> jax.Array:
+    """A random batch."""
+    shape = config.train.batch_size, config.data.length + 1
+    return jax.numpy.asarray(np.random.default_rng(0).integers(0, config.model.vocabulary, shape), jax.numpy.int32)
+
+
 class Runner:
     """A run of one variant, without its data."""
 
@@ -66,10 +86,7 @@ class Runner:
         self.program = build(config)
         self.hypers = hypers(self.program)
         self.state = self.program.init(0)
-        tokens = np.random.default_rng(0).integers(
-            0, config.model.vocabulary, (config.train.batch_size, config.data.length + 1)
-        )
-        self.tokens = jax.numpy.asarray(tokens, jax.numpy.int32)
+        self.tokens = tokens_of(config)
         self.logger = RunLogger(workdir, LogConfig(), None, 0, 10**6, Console(quiet=True))
         self.step = 0
         for _ in range(2):
@@ -129,6 +146,45 @@ def by_itself(program: Program, state: TrainState, rounds: int = 15) -> float:
 def main() -> None:
     shape = sys.argv[1] if len(sys.argv) > 1 else "proxy"
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 60
+    print(json.dumps(of_full(shape, rounds) if "full" in sys.argv[3:] else of_light(shape, rounds), indent=1))
+
+
+def of_full(shape: str, rounds: int) -> dict[str, Any]:
+    """Seconds and CPU seconds of a step, of the full measurements and of every instrument, in turns."""
+    config = config_of(shape, "full")
+    program = build(config)
+    state, given, tokens = program.init(0), hypers(program), tokens_of(config)
+
+    def by_choice(name: str) -> Callable[[], Any]:
+        chosen = dataclasses.replace(config, stability=dataclasses.replace(config.stability, instruments=(name,)))
+        setup = dataclasses.replace(program.setup, config=chosen)
+        function = jax.jit(scale.on_mesh(setup.mesh, functools.partial(instruments.measured, setup)))
+        return lambda: function(state, tokens, given)
+
+    step = jax.jit(program.step.__wrapped__)  # that keeps the state
+    turns = {"step": lambda: step(state, tokens, given), "full": lambda: program.measure(state, tokens, given)}
+    turns |= {name: by_choice(name) for name in INSTRUMENTS}
+    for turn in turns.values():
+        jax.block_until_ready(turn())
+    taken = [{name: clocked(turn) for name, turn in turns.items()} for _ in range(rounds)]
+    return {"shape": shape, "rounds": rounds} | {
+        name: {
+            **{what: round(statistics.median(each[name][i] for each in taken), 3) for i, what in enumerate(CLOCKS)},
+            "steps": round(statistics.median(each[name][1] / each["step"][1] for each in taken), 2),
+        }
+        for name in turns
+    }
+
+
+def clocked(turn: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds that it takes, and CPU seconds."""
+    start = time.perf_counter(), time.process_time()
+    jax.block_until_ready(turn())
+    return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+def of_light(shape: str, rounds: int) -> dict[str, Any]:
+    """Ratios of steps with light measurements to those without."""
     orders = itertools.cycle(itertools.permutations(VARIANTS))
     with tempfile.TemporaryDirectory() as directory:
         runners = {name: Runner(shape, measure, Path(directory) / name) for name, measure in VARIANTS.items()}
@@ -142,7 +198,7 @@ def main() -> None:
     for clock, what in enumerate(CLOCKS):
         ratios = {name: [each[name][clock] / each["off"][clock] for each in taken] for name in ("light", "control")}
         costs[f"{what} over off"] = {name: summary(values) for name, values in ratios.items()}
-    print(json.dumps(costs, indent=1))
+    return costs
 
 
 def summary(ratios: list[float]) -> dict[str, Any]:

@@ -9,7 +9,13 @@ from jaxstab.stability.gradients import gradient_statistics
 from jaxstab.stability.guard import DEVIATIONS, Guard, advance, detector_metrics, judge, start
 from jaxstab.stability.norms import gate_statistics, gates, global_norm, matrix_rms, nonfinite_fraction, update_ratio
 from jaxstab.stability.sketches import moments, state_statistics, vector_statistics
-from jaxstab.stability.spectra import jacobian_norm, spectral_norm, stable_rank
+from jaxstab.stability.spectra import (
+    jacobian_norm,
+    jacobian_spectrum,
+    product_change_entropy,
+    spectral_norm,
+    stable_rank,
+)
 from jaxstab.stability.spikes import deviations_over
 from jaxstab.stability.step_statistics import step_statistics
 from jaxstab.stability.tev import tev, tev_histogram, token_variabilities, token_variability
@@ -28,6 +34,7 @@ __all__ = [
     "global_norm",
     "gradient_statistics",
     "jacobian_norm",
+    "jacobian_spectrum",
     "judge",
     "largest_eigenvalue",
     "matrix_norm",
@@ -35,6 +42,7 @@ __all__ = [
     "mlp_bound",
     "moments",
     "nonfinite_fraction",
+    "product_change_entropy",
     "quotient",
     "spectral_norm",
     "stable_rank",

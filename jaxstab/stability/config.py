@@ -7,7 +7,7 @@ import dataclasses
 from jaxstab.config import ConfigError, Options, Range, option
 from jaxstab.stability.spikes import QUANTITIES, RULES
 
-INSTRUMENTS = ("curvature", "eigenvalue")  # of full measurements, each by choice
+INSTRUMENTS = ("curvature", "eigenvalue", "entropy", "jacobians")  # of full measurements, each by choice
 RESPONSES = ("log", "skip", "rollback", "stop")
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from jaxstab import stability, table
 
@@ -53,6 +54,33 @@ def test_the_jacobian_s_norm_is_its_largest_singular_value():
     exact = singular_values(np.asarray(jax.jacobian(function)(x)).reshape(5, 12))[0]
     found = jax.jit(lambda x: stability.jacobian_norm(function, x, jax.random.key(0), 50))(x)
     np.testing.assert_allclose(found, exact, rtol=1e-4)
+
+
+def test_a_jacobian_s_vectors_and_stable_rank_are_numpy_s():
+    mixed = jnp.asarray(RNG.normal(size=(12, 7)) * np.geomspace(1, 0.1, 7), jnp.float32)
+
+    def function(x):
+        return jnp.tanh(0.1 * (x.reshape(-1) @ mixed))
+
+    x = jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32)
+    y, found = jax.jit(lambda x: stability.jacobian_spectrum(function, x, jax.random.key(0), 50, 4000))(x)
+    left, values, right = np.linalg.svd(np.float64(jax.jacobian(function)(x)).reshape(7, 12))
+    np.testing.assert_allclose(y, function(x), rtol=1e-6)
+    np.testing.assert_allclose(found.norm, values[0], rtol=1e-4)
+    np.testing.assert_allclose(abs(np.vdot(found.left, left[:, 0])), 1, rtol=1e-4)
+    np.testing.assert_allclose(abs(np.vdot(found.right, right[0])), 1, rtol=1e-4)
+    np.testing.assert_allclose(found.stable_rank, (values**2).sum() / values[0] ** 2, rtol=0.05)
+
+
+@pytest.mark.parametrize(("width", "size"), [(12, 3), (5, 4)])
+def test_the_entropy_of_a_product_s_change_is_that_of_its_singular_values(width, size):
+    q, k, d_q, d_k = np.float32(RNG.normal(size=(4, width, size)) * np.array([1, 1, 1e-3, 2e-3])[:, None, None])
+    change = np.float64(q + d_q) @ np.float64(k + d_k).T - np.float64(q) @ np.float64(k).T
+    expected = scipy.stats.entropy(singular_values(change))
+    np.testing.assert_allclose(stability.product_change_entropy(q, k, d_q, d_k), expected, rtol=1e-3)
+    one = stability.product_change_entropy(q, k, np.outer(q[:, 0], np.eye(size)[0]), 0 * d_k)
+    np.testing.assert_allclose(one, 0, atol=1e-3)  # of rank one
+    assert stability.product_change_entropy(q, k, 0 * d_q, 0 * d_k) == 0
 
 
 def test_bounds_of_spike_no_more_in_closed_form():
