@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.planting.gradients import changed_gradients
 from jaxstab.config import from_flat
-from jaxstab.optimize import CLIPS, DECAYS, OPTIMIZERS, Hypers
+from jaxstab.optimize import CLIPS, OPTIMIZERS, Hypers
 from jaxstab.train.config import Config
 from jaxstab.train.packed import unpack
 from jaxstab.train.program import Program, build
@@ -66,12 +66,11 @@ GUARDS: dict[str, dict[str, Any]] = {
 
 
 def settings() -> dict[str, dict[str, Any]]:
-    """What the spike goes through, by name: each rule without clipping, each clip, decay rule and guard with AdamW."""
+    """What the spike goes through, by name: each rule without clipping, each clip and guard with AdamW."""
     rules = {name: {"optimizer.rule.method": name} for name in OPTIMIZERS}
     clips = {f"clip: {name}": {"optimizer.clip.method": name} for name in CLIPS if name != "none"}
     clips["clip of the update: recent_norms"] = {"optimizer.update_clip.method": "recent_norms"}
-    decays = {f"decay: {name}": {"optimizer.decay.method": name} for name in DECAYS if name != "decoupled"}
-    return rules | clips | decays | GUARDS
+    return rules | clips | GUARDS
 
 
 def tokens(seed: int, step: int) -> jax.Array:
@@ -161,7 +160,7 @@ PANELS = {
 def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Updates, weights and losses from the step of the spike on, of rules and of what holds AdamW."""
     groups = [[name for name in results if ":" not in name], ["adamw", *(name for name in results if ":" in name)]]
-    titles = ("update rules, nothing clipped", "AdamW with a clip, a decay rule or a guard")
+    titles = ("update rules, nothing clipped", "AdamW with a clip or a guard")
     figure, axes = plt.subplots(3, 2, figsize=(13, 12), sharex=True, sharey="row")
     for column, (names, title) in enumerate(zip(groups, titles, strict=True)):
         for index, name in enumerate(names):
@@ -175,7 +174,6 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     for row, (label, _) in enumerate(PANELS.values()):
         axes[row, 0].set_ylabel(label)
     for axis in axes[2]:
-        axis.set_yscale("symlog", linthresh=1e-2)
         axis.axhline(0, color="0.7", linewidth=0.8)
     figure.suptitle(f"The gradient of {ROLE} of layer {LAYER} × {FACTOR:g} in one step; mean of {SEEDS} seeds")
     figure.tight_layout()
