@@ -240,6 +240,7 @@ VALUES = {
     "optimizer.rule.normuon.momentum": [0.5],
     "optimizer.rule.normuon.unit_decay": [0.5],
     "optimizer.decay_factors": [("q_proj=0",)],
+    "model.norm_placement.mix.fraction": [1.0],  # of two blocks both, not one
     "model.heads": [4],
     "model.kv_heads": [1],
     "model.layers": [3],
