@@ -123,7 +123,9 @@ def _parts(directory: Path) -> list[Path]:
 
 def _read(path: Path) -> pa.Table:
     with _readable(path):
-        return pq.ParquetFile(path).read().cast(SCHEMA)
+        table = pq.ParquetFile(path).read().cast(SCHEMA)
+        table.validate(full=True)  # whether names are UTF-8, which nothing before asks
+        return table
 
 
 def _check(path: Path) -> None:
