@@ -34,6 +34,7 @@ soak: .venv/installed-dev
 	@.venv/bin/python -m tests.diagnose.fuzz 2000
 	@.venv/bin/python -m tests.diagnose.healthy 60
 	@.venv/bin/python -m tests.faults.fuzz 10000
+	@.venv/bin/python -m tests.faults.fuzz bytes
 	@.venv/bin/python -m tests.faults.soak runs/soak runs/soak.jsonl
 
 bench: .venv/installed-dev

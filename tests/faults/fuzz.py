@@ -1,8 +1,10 @@
 """Files that are spoilt in every way: each reader answers in one line, or reads what is left.
 
     python -m tests.faults.fuzz 10000 [RESULTS]
+    python -m tests.faults.fuzz bytes [RESULTS]
 
-spoils as many, prints what is neither, and appends a JSON line of the counts to RESULTS.
+spoils as many at random, or each byte in turn, prints what is neither, and appends a JSON line of the counts to
+RESULTS.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import time
 import traceback
 import tracemalloc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from jaxstab.config import LONGEST_MESSAGE, UserError
@@ -122,15 +124,29 @@ def _listing(directory: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
 
 
-def fuzz(count: int, seed: int = 0) -> tuple[collections.Counter, dict[str, tuple[str, bytes]]]:
-    """Spoils `count` files; returns how many of each kind, and {trouble: (kind, content)}."""
+def at_random(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
+    """`count` spoilt files, with the kind of each."""
+    for number in range(count):
+        kind = list(READERS)[number % len(READERS)]
+        yield kind, spoilt(READERS[kind].content, random.Random(f"{seed} {number}"))
+
+
+def byte_by_byte(places: int = 400) -> Iterator[tuple[str, bytes]]:
+    """Each byte of every sound file as 0, as 255, with its lowest and with its highest bit changed; of files with more
+    than twice as many, about `places`."""
+    for kind, reader in READERS.items():
+        whole = reader.content
+        for place in range(0, len(whole), max(1, len(whole) // places)):
+            for byte in (0, 255, whole[place] ^ 1, whole[place] ^ 128):
+                yield kind, whole[:place] + bytes([byte]) + whole[place + 1 :]
+
+
+def fuzz(spoilt_files: Iterable[tuple[str, bytes]]) -> tuple[collections.Counter, dict[str, tuple[str, bytes]]]:
+    """Reads spoilt files; returns how many of each kind, and {trouble: (kind, content)}."""
     counts: collections.Counter = collections.Counter()
     troubles: dict[str, tuple[str, bytes]] = {}
     with tempfile.TemporaryDirectory() as top:
-        for number in range(count):
-            kind = list(READERS)[number % len(READERS)]
-            dice = random.Random(f"{seed} {number}")
-            content = spoilt(READERS[kind].content, dice)
+        for number, (kind, content) in enumerate(spoilt_files):
             directory = Path(top) / kind.replace("/", "_")
             directory.mkdir(exist_ok=True)
             if told := trouble(READERS[kind], content, directory, measure=number % 10 == 0):
@@ -140,13 +156,18 @@ def fuzz(count: int, seed: int = 0) -> tuple[collections.Counter, dict[str, tupl
 
 
 def main() -> int:
-    count, start = int(sys.argv[1]), time.monotonic()
-    counts, troubles = fuzz(count)
+    start = time.monotonic()
+    counts, troubles = fuzz(byte_by_byte() if sys.argv[1] == "bytes" else at_random(int(sys.argv[1])))
     for told, (_, content) in troubles.items():
         print(f"{told}\n    {content[:300]!r}")
     print(f"{counts.total():,} spoilt files for {len(counts)} readers: {len(troubles)} kinds of trouble")
     if sys.argv[2:]:
-        line = {"campaign": "fuzz", "inputs": counts, "troubles": list(troubles), "seconds": time.monotonic() - start}
+        line = {
+            "campaign": f"fuzz {sys.argv[1]}",
+            "inputs": counts,
+            "troubles": list(troubles),
+            "seconds": time.monotonic() - start,
+        }
         with open(sys.argv[2], "a") as file:
             file.write(json.dumps(line) + "\n")
     return bool(troubles)
