@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import hashlib
 import importlib.metadata
 import json
@@ -18,7 +17,8 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class Checkpoints:
     ):
         """Opens `directory`, made if missing, and removes what killed saves have left there.
 
+        From here on the process is silent about what orbax abandons; see `_silence_abandoned_reads`.
+
         Args:
           directory: where the checkpoints are.
           config: when to save and what to keep.
@@ -75,6 +77,7 @@ class Checkpoints:
         self._every = config.every
         self._warn, self._hosts = warn, hosts
         self._saving = self._synced = -1
+        _silence_abandoned_reads()
         policies = [LatestN(config.keep_last), _Pinned(pinned)]
         if config.keep_every:
             policies.append(EveryNSteps(config.keep_every))
@@ -239,13 +242,12 @@ class Checkpoints:
 
     def _item(self, step: int, name: str, args: ocp.args.CheckpointArgs) -> Any:
         item, damage = None, ""
-        with _unraised_ignored():
-            try:
-                item = self._manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
-            except (MemoryError, jax.errors.JaxRuntimeError):
-                raise  # the machine's trouble, not the checkpoint's
-            except Exception as error:  # a damaged file shows itself in many ways
-                damage = f"its {name} cannot be read: {reason(_first(error))}"
+        try:
+            item = self._manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise  # the machine's trouble, not the checkpoint's
+        except Exception as error:  # a damaged file shows itself in many ways
+            damage = f"its {name} cannot be read: {reason(_first(error))}"
         damage = self._hosts.any_of(damage)
         if damage:
             raise _DamagedError(damage)
@@ -264,15 +266,20 @@ class Checkpoints:
         self._manager.reload()
 
 
-@contextlib.contextmanager
-def _unraised_ignored() -> Iterator[None]:
-    """Keeps Python from telling of exceptions that nobody awaits: orbax leaves one for each array of a damaged file."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    finally:
-        gc.collect()
-        sys.unraisablehook = hook
+def _silence_abandoned_reads() -> None:
+    """Keeps Python from telling of exceptions in what nobody awaits any more, whenever they come: of a damaged
+    checkpoint orbax abandons all other reads at the first that fails, and closes their loop."""
+    tell = sys.unraisablehook
+    if getattr(tell, "is_silent_about_reads", False):
+        return
+
+    def hook(exception: Any) -> None:
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(exception.exc_traceback)]
+        if not any(module.startswith(("orbax.", "asyncio.")) for module in modules):
+            tell(exception)
+
+    hook.is_silent_about_reads = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
 
 
 def _first(error: BaseException) -> BaseException:
