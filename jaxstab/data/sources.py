@@ -24,6 +24,7 @@ from jaxstab.data.identity import digest, digests
 DOCUMENTS_PER_UNIT = 4096
 PYTHON_FILES_PER_UNIT = 128
 NOT_SOURCES = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # of a features.json, today's and the older one's
 # {short name: the hub's id, configuration and text field}
 HUB = {
     "refinedweb": ("tiiuae/falcon-refinedweb", "default", "content"),
@@ -139,9 +140,6 @@ def _check_features(directory: Path) -> None:
             raise UserError(f"{path} can't be read: {reason_of(error)}") from error
         if foreign:
             raise UserError(f"{path} has features that aren't TFDS's own: {', '.join(sorted(foreign))}")
-
-
-CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 def _kinds(features: Any) -> Iterator[str]:

@@ -7,7 +7,6 @@ attention where the run has a fused kernel, whose gradients have no derivative, 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -17,7 +16,6 @@ from jaxtyping import Array, Float, Int
 
 from jaxstab import stability
 from jaxstab.config import ConfigError
-from jaxstab.model.transformer import Transformer
 from jaxstab.optimize import Hypers, inverse_preconditioner
 from jaxstab.table import Raw, Weights, named_rows
 from jaxstab.train import objective
@@ -105,10 +103,9 @@ def measured(setup: Setup, state: TrainState, tokens_BS: Int[Array, "B T+1"], hy
 
 def differentiable(setup: Setup) -> Setup:
     """The same run with a model in float32 that can be differentiated twice."""
-    config = setup.model.config
-    kernel = config.attention if config.attention in ("xla", "chunked") else "chunked"
-    model = Transformer(dataclasses.replace(config, dtype="float32", remat="full", attention=kernel))
-    return dataclasses.replace(setup, model=model)
+    kernel = setup.model.config.attention
+    plain = kernel if kernel in ("xla", "chunked") else "chunked"
+    return setup.with_model(dtype="float32", remat="full", attention=plain)
 
 
 def check(setup: Setup) -> None:

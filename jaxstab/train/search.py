@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from rich.console import Console
 from jaxstab import initialize, scale
 from jaxstab.config import UserError
 from jaxstab.logging.console import say, shown
-from jaxstab.model.transformer import Transformer
 from jaxstab.search import Factors, Problem, Search
 from jaxstab.table import Gradients, Weights
 from jaxstab.train import objective
@@ -47,13 +45,13 @@ def searched(
         f"Searching initial scales: {search.iterations} iterations of {method}, each at the cost of at most "
         f"{search.gradients} gradients of a batch. Compiling ...",
     )
-    setup, began = _in_float32(setup), time.monotonic()
+    setup, began = setup.with_model(dtype="float32", attention="chunked"), time.monotonic()
     factors, readings = _factors(setup, search, batches, console)
     values = np.concatenate([np.ravel(factor) for factor in scale.fetch(factors).values()])
     if not np.isfinite([*values, *readings]).all():
         raise UserError(
             f"init_search.method={method} has left the finite numbers: take a smaller "
-            f"init_search.{method}.learning_rate, or a smaller init.method"
+            f"init_search.{method}.learning_rate, or an init.method of smaller values"
         )
     say(
         console,
@@ -61,11 +59,6 @@ def searched(
         f"{search.reading} {readings[0]:.4g} -> {readings[-1]:.4g}, factors {values.min():.3g} to {values.max():.3g}.",
     )
     return _begun(setup, factors)
-
-
-def _in_float32(setup: Setup) -> Setup:
-    config = dataclasses.replace(setup.model.config, dtype="float32", attention="chunked")
-    return dataclasses.replace(setup, model=Transformer(config))
 
 
 def _factors(setup: Setup, search: Search, batches: Iterator[Array], console: Console) -> tuple[Factors, list[float]]:

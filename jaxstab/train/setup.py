@@ -54,6 +54,10 @@ class Setup:
         """The shardings of the effective weights."""
         return scale.shardings(self.table, self.mesh)
 
+    def with_model(self, **changes: Any) -> Setup:
+        """The same run with a model whose config has these changes, and which tells no intermediates."""
+        return dataclasses.replace(self, model=Transformer(dataclasses.replace(self.model.config, **changes)))
+
 
 def set_up(config: Config, end: int | None = None, mesh: Mesh | None = None) -> Setup:
     """The setup of a run.

@@ -97,6 +97,16 @@ def median_norm(weights, ord):
     return float(np.median(norms))
 
 
+def descend(objective, alphas, adam, clip):
+    """A step of Adam down an objective, by clipped slopes; no factor falls below 0.01."""
+    for alpha, slope in zip(alphas, torch.autograd.grad(objective, alphas), strict=True):
+        alpha.grad = slope.clamp(-clip, clip)
+    adam.step()
+    with torch.no_grad():
+        for alpha in alphas:
+            alpha.clamp_(min=0.01)
+
+
 @pytest.mark.parametrize(("rule", "bounded"), [("adam", False), ("adam", True), ("sgd", True)])
 def test_gradinit(rule, bounded):
     """Algorithm 1 of Zhu et al. 2021, with PyTorch's Adam on the factors, one for the loss and one for the bound."""
@@ -121,13 +131,7 @@ def test_gradinit(rule, bounded):
             }
             mixed = np.where(np.arange(len(tokens))[:, None] % 2 == 0, tokens, following)
             objective = torch_loss(after, mixed) / step
-        slopes = torch.autograd.grad(objective, list(alphas.values()))
-        for alpha, slope in zip(alphas.values(), slopes, strict=True):
-            alpha.grad = slope.clamp(-clip, clip)
-        adams[is_constraint].step()
-        with torch.no_grad():
-            for alpha in alphas.values():
-                alpha.clamp_(min=0.01)
+        descend(objective, list(alphas.values()), adams[is_constraint], clip)
     assert bounded == (0 < exceeded < STEPS), f"{exceeded} of {STEPS} steps exceed the bound"
     search = gradinit(learning_rate=rate, b2=0.98, rule=rule, step=step, gamma=gamma, clip=clip)
     with jax.enable_x64(True):
@@ -156,13 +160,7 @@ def test_nio(factor):
         exceeded += is_constraint
         cosine = torch.nn.functional.cosine_similarity(*parts, dim=0)
         objective = norms.mean() if is_constraint else -cosine - norm_weight * norms.sum()
-        slopes = torch.autograd.grad(objective, list(alphas.values()))
-        for alpha, slope in zip(alphas.values(), slopes, strict=True):
-            alpha.grad = slope.clamp(-clip, clip)
-        adams[is_constraint].step()
-        with torch.no_grad():
-            for alpha in alphas.values():
-                alpha.clamp_(min=0.01)
+        descend(objective, list(alphas.values()), adams[is_constraint], clip)
     assert exceeded == 0 if factor > 1 else 0 < exceeded < STEPS, f"{exceeded} of {STEPS} steps exceed the bound"
     search = nio(learning_rate=rate, parts=2, gamma=gamma, norm_weight=norm_weight, clip=clip)
     with jax.enable_x64(True):
