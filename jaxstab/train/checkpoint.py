@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import importlib.metadata
-import json
 import logging
-import platform
 import re
 import shutil
 import sys
@@ -29,12 +25,12 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 from jaxstab import durable
 from jaxstab.config import Options, Range, UserError, option
 from jaxstab.scale.hosts import ALONE, Hosts
-from jaxstab.train.digests import digests, leaves_by_path
+from jaxstab.train.digests import digests
+from jaxstab.train.record import and_more, described, mismatch, record_of, sealed
 
 LONGEST_REASON = 200  # characters
 # What TensorStore appends to a reason: [tensorstore_spec='...'], [os_error_code='28'], [source locations='...'].
 ANNOTATION = re.compile(r"\s*\[[\w ]+(\[\d+\])?='([^'\\]|\\.)*'\]", re.DOTALL)
-PACKAGES = ("jaxstab", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +119,8 @@ class Checkpoints:
         if not (force or self.due(step)) or step in self.steps():
             return False
         self.wait()
-        record = {"step": step, "meta": {**meta, "versions": versions()}, "arrays": _described(state, digests(state))}
-        record = json.loads(json.dumps(record))  # as it will be read: tuples are lists, keys are strings
-        record["sha256"] = _sha256(record)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        record = ocp.args.JsonSave(record_of(step, state, meta))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=record)
         self._saving = step
         self._or_user_error(lambda: self._manager.save(step, args=args, force=True))
         return True
@@ -222,14 +216,14 @@ class Checkpoints:
 
     def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         record = self._record(step)
-        mismatch = _mismatch(record["arrays"], _described(abstract_state))
-        if mismatch:
-            raise UserError(f"checkpoint {step} in {self._directory} is of another model or optimizer: {mismatch}")
+        difference = mismatch(record["arrays"], described(abstract_state))
+        if difference:
+            raise UserError(f"checkpoint {step} in {self._directory} is of another model or optimizer: {difference}")
         state = self._item(step, "state", ocp.args.StandardRestore(abstract_state))
-        restored = _described(state, digests(state))
+        restored = described(state, digests(state))
         wrong = [path for path, array in record["arrays"].items() if restored.get(path) != array]
         if wrong:
-            raise _DamagedError(f"{wrong[0]} is not what was written" + _and_more(wrong))
+            raise _DamagedError(f"{wrong[0]} is not what was written" + and_more(wrong))
         return state, record["meta"]
 
     def _record(self, step: int) -> dict[str, Any]:
@@ -300,53 +294,6 @@ class _Pinned:
 
 class _DamagedError(Exception):
     """A checkpoint is not what was written."""
-
-
-def versions() -> dict[str, str]:
-    """The versions that made a checkpoint: Python, jaxstab and the libraries that numbers depend on."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # jaxstab, run from its source tree
-
-
-def _described(tree: Any, digest: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    described: dict[str, dict[str, Any]] = {
-        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for path, leaf in leaves_by_path(tree).items()
-    }
-    for path, value in (digest or {}).items():
-        described[path]["digest"] = value
-    return described
-
-
-def _mismatch(saved: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> str:
-    """How the saved arrays differ from the wanted ones; "" where they don't."""
-    differences = [f"{path} is missing there" for path in wanted if path not in saved]
-    differences += [f"{path} is unknown here" for path in saved if path not in wanted]
-    for path in wanted.keys() & saved.keys():
-        there, here = (f"{array['dtype']}{array['shape']}" for array in (saved[path], wanted[path]))
-        if there != here:
-            differences.append(f"{path} is {there} there and {here} here")
-    return min(differences) + _and_more(differences) if differences else ""
-
-
-def _and_more(items: list[str]) -> str:
-    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
-
-
-def sealed(record: Any) -> bool:
-    """Whether a checkpoint's record is what was written."""
-    if not isinstance(record, dict):
-        return False
-    return record.get("sha256") == _sha256({key: value for key, value in record.items() if key != "sha256"})
-
-
-def _sha256(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def reason(error: BaseException) -> str:

@@ -24,12 +24,13 @@ from jaxstab.scale.chips import peak_flops
 from jaxstab.train import incidents, messages, recovery
 from jaxstab.train import journal as journals
 from jaxstab.train import workdir as workdirs
-from jaxstab.train.checkpoint import Checkpoints, versions
+from jaxstab.train.checkpoint import Checkpoints
 from jaxstab.train.clock import StepClock
 from jaxstab.train.config import Config
 from jaxstab.train.evaluation import Evaluation, Judge, check_prompt, prepare_texts
 from jaxstab.train.packed import Packed, pack, unpack
 from jaxstab.train.program import Program, build
+from jaxstab.train.record import versions
 from jaxstab.train.signals import StopRequest
 from jaxstab.train.state import TrainState
 from jaxstab.train.step_io import StepInputs

@@ -19,9 +19,10 @@ from jaxstab.evaluate import LanguageModel
 from jaxstab.model.transformer import Transformer
 from jaxstab.reparam import reparameterize
 from jaxstab.table import Row, Weights
-from jaxstab.train.checkpoint import reason, sealed
+from jaxstab.train.checkpoint import reason
 from jaxstab.train.config import Config
 from jaxstab.train.digests import digests, leaves_by_path
+from jaxstab.train.record import sealed
 from jaxstab.train.setup import attention_kernel, reparameterized
 
 
