@@ -2,17 +2,22 @@
 
     python benchmarks/foretell.py --workdir=runs/ladder-1 --workdir=runs/ladder-2 --out=docs/results/foretell
 
-A run's event is the first step whose loss isn't finite, or lies 0.5 nats above the least median of any 9 steps before.
+A run's event is the first step whose loss isn't finite, or lies, with most of the 9 losses from it on, 0.5 nats above
+the least median of any 9 before: a batch of odd text is none.
 Every signal is asked over the `--horizon` steps before an event, and, for false alarms, over the same steps of every
 run that had none: both have run as long and at the same place of the schedule. It is raced as it is (`level`: does it
 stand high?) and as SkipStep's deviation from its own last values (`rise`: does it go up?), and alarms above a
 threshold: that which a share `--rate` of the windows without an event exceed, in one half of the runs without. The
 false-alarm rate is measured on the other half; then the halves change places.
 
-Told for each: the false-alarm rate, the share of events it warned of, and the steps of warning, 0 where it didn't, with
-95% intervals by resampling the runs with an event. Signals that full measurements alone have are as old as the last of
-these. Critical sharpness and curvature are raced over runs with stability.instruments=curvature, the largest eigenvalue
-over those with eigenvalue, and so on.
+A level tells rates of learning apart, which differ between runs with an event and without; a rise doesn't. `both norms`
+is the lower of the rises of the gradient's norm and the update's.
+
+Told for each: the threshold, the false-alarm rate, the share of events it warned of, and the steps of warning, 0 where
+it didn't, with 95% intervals by resampling the runs with an event. Signals that full measurements alone have are as old
+as the last of these. Critical sharpness and curvature are raced over runs with stability.instruments=curvature, the
+largest eigenvalue over those with eigenvalue, and so on. What the warning of the run itself came to tells
+benchmarks/foretold.py.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ import numpy as np
 from jaxstab.compare.measured import series_of
 from jaxstab.compare.statistics import Estimate, estimate
 from jaxstab.logging import in_force, read_measurements, read_metrics
+from jaxstab.stability import spikes
 
 
 def largest_size(values: np.ndarray, axis: int) -> np.ndarray:
@@ -67,6 +73,7 @@ SIGNALS: dict[str, tuple[str, Callable[..., np.ndarray], int]] = {
     "gates of queries over keys": ("stability/gate_log_ratio", largest_size, 1),
     "largest activation": ("stability/max_activation", np.max, 1),
 }
+WARNING = "stability/foretold"
 
 
 class Run(NamedTuple):
@@ -82,6 +89,7 @@ class Result(NamedTuple):
 
     signal: str
     form: str
+    threshold: float
     false_alarms: float
     warned: Estimate
     steps: Estimate
@@ -91,7 +99,9 @@ def event_of(losses: np.ndarray) -> int | None:
     """The place in a series of losses at which the run left its course; None where it didn't."""
     least = np.inf
     for place, loss in enumerate(losses):
-        if not np.isfinite(loss) or loss > least + RISE:
+        if not np.isfinite(loss):
+            return place
+        if loss > least + RISE and np.sum(losses[place : place + MEDIAN] > least + RISE) > MEDIAN / 2:
             return place
         if place + 1 >= MEDIAN:
             least = min(least, float(np.median(losses[place + 1 - MEDIAN : place + 1])))
@@ -108,6 +118,8 @@ def read(directory: Path) -> Run:
     for name, (prefix, reduce, sign) in SIGNALS.items():
         vectors = [each for key, each in measured.items() if key.startswith(prefix)]
         series[name] = sign * over_steps(steps, vectors or [series_of(training, prefix)], reduce)
+    norms = [series_of(training, f"stability/deviation/{name}")[1][:, 0] for name in ("grad_norm", "update_norm")]
+    series[WARNING] = (np.min(norms, axis=0) > spikes.FORETELLS).astype(float)  # as in `spikes.foretold`
     return Run(directory.name, event_of(losses[:, 0]), series)
 
 
@@ -138,35 +150,44 @@ def rise(values: np.ndarray) -> np.ndarray:
 
 
 FORMS = {"level": level, "rise": rise}
+BOTH = "both norms"
+
+
+def told_of(run: Run, signal: str, form: str) -> np.ndarray:
+    """A signal of a run in one of the forms."""
+    if signal == BOTH:
+        return np.minimum(rise(run.signals["gradient norm (SkipStep)"]), rise(run.signals["update norm"]))
+    return FORMS[form](run.signals[signal])
 
 
 def race(runs: Sequence[Run], horizon: int, rate: float) -> list[Result]:
     """All signals in both forms, the one that warns of most first."""
     with_event = [run for run in runs if run.event is not None and run.event > 1]
     without = [run for run in runs if run.event is None]
-    results = [
-        _raced(name, form, with_event, without, horizon, rate)
-        for name in SIGNALS
-        for form in FORMS
-        if any(np.isfinite(run.signals[name]).any() for run in with_event)
-    ]
+    measured = [name for name in SIGNALS if any(np.isfinite(run.signals[name]).any() for run in with_event)]
+    racers = [(name, form) for name in measured for form in FORMS] + [(BOTH, "rise")]
+    results = [_raced(*racer, with_event, without, horizon, rate) for racer in racers]
     return sorted(results, key=lambda each: (-each.warned.mean, -each.steps.mean))
 
 
 def _raced(
     signal: str, form: str, with_event: Sequence[Run], without: Sequence[Run], horizon: int, rate: float
 ) -> Result:
-    told = {run.name: FORMS[form](run.signals[signal]) for run in (*with_event, *without)}
+    told = {run.name: told_of(run, signal, form) for run in (*with_event, *without)}
     halves = without[::2], without[1::2]
-    false, warnings = [], []
+    false, warnings, thresholds = [], [], []
     for tuning, judging in (halves, halves[::-1]):
         threshold = _threshold([told[run.name] for run in tuning], [run.event for run in with_event], horizon, rate)
+        thresholds.append(threshold)
         false += [
-            _warning(told[run.name], event.event, horizon, threshold) > 0 for run in judging for event in with_event
+            steps_of_warning(told[run.name], event.event, horizon, threshold) > 0
+            for run in judging
+            for event in with_event
         ]
-        warnings.append([_warning(told[run.name], run.event, horizon, threshold) for run in with_event])
+        warnings.append([steps_of_warning(told[run.name], run.event, horizon, threshold) for run in with_event])
     steps = np.mean(warnings, axis=0)
-    return Result(signal, form, float(np.mean(false)), estimate(np.mean(np.array(warnings) > 0, 0)), estimate(steps))
+    warned = estimate(np.mean(np.array(warnings) > 0, 0))
+    return Result(signal, form, float(np.mean(thresholds)), float(np.mean(false)), warned, estimate(steps))
 
 
 def _threshold(values: Sequence[np.ndarray], events: Sequence[int | None], horizon: int, rate: float) -> float:
@@ -185,7 +206,7 @@ def _highest(values: np.ndarray, event: int | None, horizon: int) -> float:
     return float(np.max(window, initial=-np.inf, where=np.isfinite(window)))
 
 
-def _warning(values: np.ndarray, event: int | None, horizon: int, threshold: float) -> int:
+def steps_of_warning(values: np.ndarray, event: int | None, horizon: int, threshold: float) -> int:
     """Steps from the first alarm in the window before an event to it; 0 where there was none."""
     window = values[_window(event, horizon)]
     alarms = np.flatnonzero(np.where(np.isfinite(window), window, -np.inf) > threshold)
@@ -199,14 +220,15 @@ def markdown(results: Sequence[Result], runs: Sequence[Run], horizon: int, rate:
         f"{events} runs with an event, {len(runs) - events} without; windows of {horizon} steps; false alarms set to "
         f"{rate:.0%} of them.",
         "",
-        "| signal | form | false alarms | warned of [95%] | steps of warning [95%] |",
-        "|---|---|---|---|---|",
+        "| signal | form | threshold | false alarms | warned of [95%] | steps of warning [95%] |",
+        "|---|---|---|---|---|---|",
     ]
     for each in results:
         warned, steps = each.warned, each.steps
         lines.append(
-            f"| {each.signal} | {each.form} | {each.false_alarms:.1%} | {warned.mean:.0%} [{warned.low:.0%}, "
-            f"{warned.high:.0%}] | {steps.mean:.1f} [{steps.low:.1f}, {steps.high:.1f}] |"
+            f"| {each.signal} | {each.form} | {each.threshold:.3g} | {each.false_alarms:.1%} | "
+            f"{warned.mean:.0%} [{warned.low:.0%}, {warned.high:.0%}] | "
+            f"{steps.mean:.1f} [{steps.low:.1f}, {steps.high:.1f}] |"
         )
     return "\n".join(lines) + "\n"
 

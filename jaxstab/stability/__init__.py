@@ -16,12 +16,13 @@ from jaxstab.stability.spectra import (
     spectral_norm,
     stable_rank,
 )
-from jaxstab.stability.spikes import deviations_over
+from jaxstab.stability.spikes import FORETELLS, deviations_over
 from jaxstab.stability.step_statistics import step_statistics
 from jaxstab.stability.tev import tev, tev_histogram, token_variabilities, token_variability
 
 __all__ = [
     "DEVIATIONS",
+    "FORETELLS",
     "Guard",
     "StabilityConfig",
     "advance",

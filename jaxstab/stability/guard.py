@@ -112,7 +112,7 @@ def _exceeds(config: StabilityConfig, guard: Guard, readings_Q: Float[Array, " Q
 
 
 def detector_metrics(guard: Guard, readings_Q: Float[Array, " Q"], steps: ArrayLike) -> dict[str, Array]:
-    """What the detectors say of a step: deviations in both windows, and spike scores.
+    """What the detectors say of a step: deviations in both windows, spike scores, and whether a spike is foretold.
 
     Args:
       guard: before the step.
@@ -124,4 +124,5 @@ def detector_metrics(guard: Guard, readings_Q: Float[Array, " Q"], steps: ArrayL
         for rule, name in DEVIATIONS.items()
     }
     by_name["spike_score"] = spikes.scores(guard.windows, steps)
-    return {f"stability/{name}/{q}": z[i] for name, z in by_name.items() for i, q in enumerate(spikes.QUANTITIES)}
+    metrics = {f"stability/{name}/{q}": z[i] for name, z in by_name.items() for i, q in enumerate(spikes.QUANTITIES)}
+    return metrics | {"stability/foretold": spikes.foretold(by_name["deviation"]).astype(jnp.float32)}

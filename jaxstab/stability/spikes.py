@@ -13,6 +13,7 @@ QUANTITIES = ("loss", "grad_norm", "update_norm")
 LENGTH = 1000  # of the longest window
 LEAST = 64  # values before which nothing is a spike
 CLIP = 7.0  # standard deviations
+FORETELLS = 2.0  # standard deviations
 
 
 class Rule(NamedTuple):
@@ -77,6 +78,19 @@ def deviations(state: Windows, new_Q: Float[Array, " Q"], window: int) -> Float[
 def exceeds(z: ArrayLike, rule: Rule) -> Bool[Array, "*n"]:
     """Whether deviations `[*n]` are spikes by `rule`."""
     return (jnp.abs(z) if rule.falls else jnp.asarray(z)) > rule.threshold
+
+
+def foretold(z_Q: Float[Array, " Q"]) -> Bool[Array, ""]:
+    """Whether a spike is foretold: the norms of gradient and update both lie more than FORETELLS above their mean.
+
+    A batch of odd text raises the gradient's norm and hardly the update's, a mean over steps; a warmup raises the
+    update's alone. docs/results/foretell.md has the race that this rule comes from.
+
+    Args:
+      z_Q: deviations over the window of `skip_step`, as in QUANTITIES.
+    """
+    of_norms = z_Q[QUANTITIES.index("grad_norm") :]
+    return (of_norms > FORETELLS).all()
 
 
 def push(state: Windows, new_Q: Float[Array, " Q"]) -> Windows:

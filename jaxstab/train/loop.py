@@ -181,6 +181,7 @@ class Trainer:
         self.config = self.program.setup.config
         self.total = self.config.total_steps
         self.peak = peak_flops(self.program.setup.mesh.devices.flat)
+        self.warned = -messages.HORIZON  # the last step at which a spike was foretold
 
     def advance(self, state: TrainState, start: int, unjudged: dict[str, Judge]) -> TrainState:
         """Takes the steps after `start` to the end; before that, the sets in `unjudged` judge the state of `start`.
@@ -226,11 +227,18 @@ class Trainer:
         if self.peak:
             scalars["train/mfu"] = speed * flops_per_token(self.program.setup.table, length)["full"] / self.peak
         self.logger.train(step, scalars, arrays)
+        self._warn(step, scalars)
         self.incidents.remember(step, scalars, arrays)
         if incidents.is_incident(scalars) and (scalars["train/halted"] or not self.incidents.goes_on):
             self.checkpoints.wait()  # a roll-back or a replay starts from what is on the disk
             action = recovery.decide(self.config.stability, self.journal, self.checkpoints.steps(), step, scalars)
             recovery.act(action, self, step, state)
+
+    def _warn(self, step: int, scalars: dict[str, float]) -> None:
+        """Tells of a spike that is foretold, once in HORIZON steps."""
+        if scalars["stability/foretold"] and step >= self.warned + messages.HORIZON:
+            self.warned = step
+            self.logger.notice(messages.foretold(step))
 
     def _pauses_after(self, step: int) -> bool:
         """Whether the next step waits for what is done with this one."""

@@ -11,9 +11,20 @@ import jax
 
 from jaxstab import data
 from jaxstab.optimize import last_rate
+from jaxstab.stability import FORETELLS
 from jaxstab.table import count
 from jaxstab.train.program import Program
 from jaxstab.train.step_io import StepInputs
+
+HORIZON = 50  # steps in which one warning of a spike is enough
+
+
+def foretold(step: int) -> str:
+    """That a spike is foretold (`stability/foretold`), and how often that is right (docs/results/foretell.md)."""
+    return (
+        f"step {step}: a spike may be near: the norms of the gradient and of the update both lie more than "
+        f"{FORETELLS:g} standard deviations above their last 128. XX"
+    )
 
 
 def plan(program: Program, corpus: data.Prepared, inputs: StepInputs, workdir: Path, start: int) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks import foretell, tev
+from benchmarks import foretell, foretold, tev
 
 LENGTH, EVENT = 200, 150
 
@@ -37,12 +37,37 @@ def test_a_planted_precursor_wins_and_noise_warns_as_often_as_it_alarms():
 def test_an_event_is_the_first_loss_far_above_the_level_before():
     falling = np.linspace(8, 4, 100)
     assert foretell.event_of(falling) is None
+    odd = falling.copy()
+    odd[[60, 63]] = 9
+    assert foretell.event_of(odd) is None
     risen = falling.copy()
     risen[60:] = 7
     assert foretell.event_of(risen) == 60
     risen[60:] = falling[60:]
     risen[70] = np.nan
     assert foretell.event_of(risen) == 70
+
+
+def test_both_norms_rise_where_the_lower_does():
+    random = np.random.default_rng(0)
+    signals = {name: random.normal(size=LENGTH) for name in foretell.SIGNALS}
+    signals["gradient norm (SkipStep)"][[100, 120]] = 50
+    signals["update norm"][[110, 120]] = 50
+    told = foretell.told_of(foretell.Run("", None, signals), foretell.BOTH, "rise")
+    assert np.flatnonzero(told > 5).tolist() == [120]
+
+
+def test_the_warning_of_a_run_is_judged_by_events_and_by_stretches_without():
+    early, late, none = (np.zeros(LENGTH) for _ in range(3))
+    early[130] = late[80] = none[100] = 1
+    runs = [
+        foretell.Run(name, event, {foretell.WARNING: warning})
+        for name, event, warning in [("warned", 150, early), ("too early", 150, late), ("falsely", None, none)]
+    ]
+    result = foretold.judged("all", runs, horizon=50)
+    assert (result.events, result.warned[0], result.windows, result.alarmed[0]) == (2, 0.5, 2, 0.5)
+    assert result.median_steps == 10  # of 20, and 0 where it came too early
+    assert foretold.share_of([0] * 20)[1:] == pytest.approx((0, 1 - 0.025 ** (1 / 20)))
 
 
 def test_a_rise_is_that_of_measured_values_however_long_each_stands():

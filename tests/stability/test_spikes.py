@@ -82,6 +82,17 @@ def test_the_step_says_what_the_series_says():
     assert spikes.scores(state.windows, 200).tolist() == pytest.approx([0, 0.5, 0])
 
 
+def test_a_spike_is_foretold_where_both_norms_rise():
+    dice = np.random.default_rng(2)
+    state = guard.start()
+    for row in 1 + 0.1 * dice.normal(size=(150, 3)).astype(np.float32):
+        state, _ = judged(StabilityConfig(), state, jnp.asarray(row))
+    raised = {"neither": [1, 1, 1], "gradient": [1, 1.4, 1], "update": [1, 1, 1.4], "loss": [1.4, 1, 1]}
+    for which, readings in {**raised, "both": [1, 1.4, 1.4], "unknown": [1, 1.4, np.nan]}.items():
+        metrics = guard.detector_metrics(state, jnp.array(readings), 150)
+        assert metrics["stability/foretold"] == (which == "both"), which
+
+
 def test_spikes_of_skipped_steps_count_in_the_score():
     state = guard.start()
     for loss in [*np.linspace(1, 1.1, 100), 50, 1.05]:

@@ -22,8 +22,8 @@ from jaxstab.config import UserError
 from jaxstab.data import Batches
 from jaxstab.diagnose import find_causes, read_history
 from jaxstab.logging import in_force, read_measurements, read_metrics
-from jaxstab.stability import StabilityConfig
-from jaxstab.train import incidents, journal, recovery, step_io
+from jaxstab.stability import StabilityConfig, spikes
+from jaxstab.train import incidents, journal, messages, recovery, step_io
 from jaxstab.train.checkpoint import Checkpoints
 from tests.train import faults
 
@@ -157,6 +157,16 @@ def test_one_nan_costs_exactly_one_step_under_skip(tiny, tmp_path, hurting, caps
     assert "step 3: the loss, a gradient or the update was not finite (skip)" in capsys.readouterr().out
     assert incidents.read(tmp_path / "run", "3")[1]["checkpoint"] == 2
     assert "2" in tiny.checkpoints(tmp_path / "run"), "pinned"
+
+
+def test_a_spike_that_is_foretold_is_told_once_in_a_while(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(spikes, "FORETELLS", -np.inf)
+    monkeypatch.setattr(spikes, "LEAST", 2)
+    monkeypatch.setattr(messages, "HORIZON", 4)
+    assert tiny.run(tmp_path / "run", *MARKED, "--config.optimizer.weight_decay=0.0123") == 0  # a program of its own
+    assert [line["stability/foretold"] for line in tiny.steps(tmp_path / "run")] == [1.0] * 8
+    told = capsys.readouterr().out
+    assert [step for step in range(1, 9) if f"step {step}: a spike may be near" in told] == [1, 5]
 
 
 def test_a_stopped_run_goes_on_under_another_policy(tiny, tmp_path, hurting, capsys):
