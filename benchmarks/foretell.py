@@ -5,7 +5,8 @@
 A run's event is the first step whose loss isn't finite, or lies, with most of the 9 losses from it on, 0.5 nats above
 the least median of any 9 before: a batch of odd text is none.
 Every signal is asked over the `--horizon` steps before an event, and, for false alarms, over the same steps of every
-run that had none: both have run as long and at the same place of the schedule. It is raced as it is (`level`: does it
+run that had none: both have run as long and at the same place of the schedule. A window within `--horizon` steps of
+such a run's end doesn't count, since an event might have followed. It is raced as it is (`level`: does it
 stand high?) and as SkipStep's deviation from its own last values (`rise`: does it go up?), and alarms above a
 threshold: that which a share `--rate` of the windows without an event exceed, in one half of the runs without. The
 false-alarm rate is measured on the other half; then the halves change places.
@@ -183,6 +184,7 @@ def _raced(
             steps_of_warning(told[run.name], event.event, horizon, threshold) > 0
             for run in judging
             for event in with_event
+            if _is_known(told[run.name], event.event, horizon)
         ]
         warnings.append([steps_of_warning(told[run.name], run.event, horizon, threshold) for run in with_event])
     steps = np.mean(warnings, axis=0)
@@ -192,8 +194,13 @@ def _raced(
 
 def _threshold(values: Sequence[np.ndarray], events: Sequence[int | None], horizon: int, rate: float) -> float:
     """What a share `rate` of the windows before these steps exceed."""
-    highest = [_highest(each, event, horizon) for each in values for event in events]
+    highest = [_highest(each, event, horizon) for each in values for event in events if _is_known(each, event, horizon)]
     return float(np.quantile(highest, 1 - rate, method="higher"))
+
+
+def _is_known(values: np.ndarray, event: int | None, horizon: int) -> bool:
+    """Whether a run goes on long enough after a window for it to be known that no event followed."""
+    return event is not None and event + horizon <= len(values)
 
 
 def _window(event: int | None, horizon: int) -> slice:
@@ -243,9 +250,13 @@ def main() -> None:
     given = parser.parse_args()
     directories = [path.parent for each in given.workdir for path in sorted(each.glob("cells/*/result.json"))]
     runs = [read(directory) for directory in directories]
-    events = sum(run.event is not None for run in runs)
-    if not events or len(runs) - events < 4:
-        parser.error(f"{events} of {len(runs)} runs have an event; a race takes one, and four runs without")
+    events = [run.event for run in runs if run.event is not None]
+    lengths = [len(run.signals["loss (SkipStep)"]) for run in runs if run.event is None]
+    if not events or sum(length >= min(events) + given.horizon for length in lengths) < 4:
+        parser.error(
+            f"{len(events)} of {len(runs)} runs have an event; a race takes one, and four runs that go on without for "
+            f"{given.horizon} steps after it"
+        )
     results = race(runs, given.horizon, given.rate)
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "foretell.md").write_text(markdown(results, runs, given.horizon, given.rate))

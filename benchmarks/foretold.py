@@ -36,14 +36,18 @@ class Judgement(NamedTuple):
 
 
 def judged(name: str, runs: Sequence[Run], horizon: int) -> Judgement:
-    """The warning of the run, over a comparison; stretches begin where its windows have the values that they need."""
+    """The warning of the run, over a comparison.
+
+    Stretches begin where its windows have the values that they need, and end `horizon` steps before the run's end: an
+    event might have followed one that ends later.
+    """
     with_event = [run for run in runs if run.event is not None and run.event > spikes.LEAST]
     warnings = [steps_of_warning(run.signals[WARNING], run.event, horizon, 0.5) for run in with_event]
     stretches = [
         run.signals[WARNING][start : start + horizon].max() > 0.5
         for run in runs
         if run.event is None
-        for start in range(spikes.LEAST, len(run.signals[WARNING]) - horizon + 1, horizon)
+        for start in range(spikes.LEAST, len(run.signals[WARNING]) - 2 * horizon + 1, horizon)
     ]
     share = share_of(warnings), share_of(stretches)
     return Judgement(name, len(warnings), share[0], float(np.median(warnings or [0])), len(stretches), share[1])
