@@ -14,6 +14,7 @@ from typing import Any
 HE = {"init.method": "he", "model.embedding.method": "unit"}
 SMALL = {"init.method": "small", "model.embedding.method": "unit"}
 WESAR = {**HE, "reparam.method": "wesar"}
+FIXUP = {"init.method": "fixup", "model.norm_placement.method": "none", "model.embedding.method": "scaled"}
 MULTIPLIERS = {
     "reparam.method": "learnable_multipliers",
     "optimizer.decay_factors": ("gate=0.02",),
@@ -27,6 +28,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "xavier": {"init.method": "xavier", "model.embedding.method": "unit"},
     "megatron": {"init.method": "megatron", "model.embedding.method": "unit"},
     "plain": {"init.method": "small", "model.embedding.method": "plain"},  # Takase et al.'s Vanilla
+    "autoinit": {"init.method": "autoinit"},  # Bingham and Miikkulainen 2021
+    # Zhang et al. 2019 (Fixup), without norms; with its scalars, and without
+    "fixup": {**FIXUP, "reparam.method": "fixup", "model.bias": True},
+    "fixup_plain": FIXUP,
     # Searched scales: Dauphin and Schoenholz 2019 (MetaInit); Yang et al. 2022 (NIO); Zhu et al. 2021 (GradInit), on
     # WeSaR too
     "metainit": {**SMALL, "init_search.method": "metainit"},

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 from jaxstab.config import method_section
+from jaxstab.initialize.autoinit import autoinit
 from jaxstab.initialize.draw import draw, scaled
+from jaxstab.initialize.fixup import fixup
 from jaxstab.initialize.scales import Scale, deepnorm, ds_init, he, megatron, normal, small, t_fixup, xavier
 from jaxstab.initialize.transfer import Transfer, complete_p, mup
 from jaxstab.initialize.yulan_mini import yulan_mini
@@ -15,6 +17,8 @@ SCALES: dict[str, Callable[..., Scale | Transfer]] = {
     "xavier": xavier,
     "normal": normal,
     "ds_init": ds_init,
+    "autoinit": autoinit,
+    "fixup": fixup,
     "t_fixup": t_fixup,
     "deepnorm": deepnorm,
     "mup": mup,
@@ -31,10 +35,12 @@ __all__ = [
     "InitConfig",
     "Scale",
     "Transfer",
+    "autoinit",
     "complete_p",
     "deepnorm",
     "draw",
     "ds_init",
+    "fixup",
     "he",
     "megatron",
     "mup",

@@ -52,6 +52,11 @@ def scaled(
 
 def _tied(row: Row, stored: Any) -> Row:
     """Gives a tied matrix its own scale, by a constant multiplier of its source, whose stored std is `stored`."""
+    if row.std == 0:
+        raise UserError(
+            f"{row.path} begins at zero by this initial scale, and so can't be {row.tied} too; untie them: "
+            "model.tie_embeddings=False"
+        )
     multiplier: Any = divided(row.std, stored)
     return row if math.isclose(multiplier, row.multiplier) else row.replace(multiplier=multiplier)
 

@@ -179,7 +179,7 @@ def mix(
 
 
 def none() -> Placement:
-    """No norm anywhere, for initial scales that need none (`init.method=t_fixup`) or `reparam.method=rezero`.
+    """No norm anywhere, for initial scales that need none (`init.method=t_fixup`, `fixup`) or `reparam.method=rezero`.
 
     Formula: x + f(x)
     Paper: Huang et al. 2020, T-Fixup; Bachlechner et al. 2020, ReZero.

@@ -30,6 +30,7 @@ from jaxstab.model.layers import Linear, declared, norm_layer
 from jaxstab.model.loss import capped
 from jaxstab.model.placements import PLACEMENTS, Branch, Placement
 from jaxstab.model.positions import rotary_tables, rotate
+from jaxstab.model.signal import variances_read
 from jaxstab.numerics import widened
 
 OF_HEADS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -314,6 +315,8 @@ def read_table(config: ModelConfig) -> table.Table[table.Effective]:
     rows = table.read(variables["params"], ROLES)
     if config.tie_embeddings:
         rows["lm_head"]["kernel"] = rows["lm_head"]["kernel"].replace(tied="embed_tokens/embedding")
+    reads = variances_read(config)
+    rows = jax.tree.map(lambda row: row.replace(reads=reads.get(row.role, 1.0)), rows)
     placement: Placement = build_method(config.norm_placement, PLACEMENTS)
     after = (f"layers/{placement.norms.after_attention}/scale", f"layers/{placement.norms.after_mlp}/scale")
     gain = placement.gain(config.layers)

@@ -3,6 +3,7 @@
 from jaxstab.config import method_section
 from jaxstab.reparam.base import Method, Reparameterization, reparameterize
 from jaxstab.reparam.compose import compose
+from jaxstab.reparam.fixup import fixup
 from jaxstab.reparam.identity import identity
 from jaxstab.reparam.learnable_multipliers import learnable_multipliers
 from jaxstab.reparam.mlra import mlra
@@ -21,6 +22,7 @@ METHODS = {
     "residual_scaling": residual_scaling,
     "rescaled_rates": rescaled_rates,
     "rezero": rezero,
+    "fixup": fixup,
     "mlra": mlra,
     "learnable_multipliers": learnable_multipliers,
 }
@@ -40,6 +42,7 @@ __all__ = [
     "ReparamConfig",
     "Reparameterization",
     "compose",
+    "fixup",
     "identity",
     "learnable_multipliers",
     "linen_moments",

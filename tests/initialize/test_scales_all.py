@@ -64,6 +64,24 @@ FORMULAS = {
         {"reading": "code"},
         factored(D**-0.5, D**-0.5, **dict.fromkeys(HIDDEN, np.arange(1, N + 1) ** -0.25)),
     ),
+    "autoinit": (
+        {},
+        everywhere(
+            D**-0.5,
+            **dict.fromkeys(("embed_tokens", "embed_positions"), 1.0),
+            down_proj=(F * 0.35577551981735) ** -0.5,  # E silu(z)², by SciPy
+        ),
+    ),
+    "fixup": (
+        {},
+        factored(
+            D**-0.5,
+            0.0,
+            **dict.fromkeys(("q_proj", "k_proj", "v_proj"), (2 * N) ** (-1 / 6)),
+            up_proj=(2 * N) ** -0.5,
+            **dict.fromkeys(("o_proj", "down_proj"), 0.0),
+        ),
+    ),
     "t_fixup": ({}, factored((9 * N) ** -0.25 * D**-0.5, D**-0.5, **value_like(0.67 * N**-0.25))),
     "t_fixup, decoder": (
         {"side": "decoder"},
@@ -114,6 +132,12 @@ def test_what_is_drawn_has_them_and_wesar_keeps_them(name):
             measured = np.std(weight, axis=(-2, -1))
             np.testing.assert_allclose(measured, np.broadcast_to(row.std, measured.shape), rtol=0.05, err_msg=row.path)
         np.testing.assert_allclose(kept, weight, rtol=1e-5)
+
+
+def test_a_tied_head_can_t_begin_at_zero():
+    tied = {**TABLE, "lm_head": {"kernel": TABLE["lm_head"]["kernel"].replace(tied="embed_tokens/embedding")}}
+    with pytest.raises(UserError, match=r"lm_head/kernel begins at zero .*: model\.tie_embeddings=False"):
+        scaled(tied, SCALES["fixup"]())
 
 
 @pytest.mark.parametrize("reading", ["paper", "code"])

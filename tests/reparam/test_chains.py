@@ -133,6 +133,7 @@ UNITS = N * (5 * D + F)  # q, k, v, o, down and up
         ("identity", {}, PLAIN, 1339.1),
         ("residual_scaling", {}, PLAIN, 1339.1),
         ("rezero", {}, PLAIN + 2 * N, 1339.1),
+        ("fixup", {}, PLAIN + 2 * N, 1339.1),
         ("wesar", {}, PLAIN + 6 * N + 2, 1339.1),
         ("sigma_reparam", {}, PLAIN + 6 * N + 2, 1339.1),
         ("weight_norm", {}, PLAIN + UNITS + 2 * V, 1339.6),
