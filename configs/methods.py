@@ -14,7 +14,13 @@ from typing import Any
 HE = {"init.method": "he", "model.embedding.method": "unit"}
 SMALL = {"init.method": "small", "model.embedding.method": "unit"}
 WESAR = {**HE, "reparam.method": "wesar"}
-FIXUP = {"init.method": "fixup", "model.norm_placement.method": "none", "model.embedding.method": "scaled"}
+FIXUP = {  # Zhang et al. 2019: in place of norms, with its scalars
+    "init.method": "fixup",
+    "reparam.method": "fixup",
+    "model.norm_placement.method": "none",
+    "model.embedding.method": "scaled",
+    "model.bias": True,
+}
 MULTIPLIERS = {
     "reparam.method": "learnable_multipliers",
     "optimizer.decay_factors": ("gate=0.02",),
@@ -29,9 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "megatron": {"init.method": "megatron", "model.embedding.method": "unit"},
     "plain": {"init.method": "small", "model.embedding.method": "plain"},  # Takase et al.'s Vanilla
     "autoinit": {"init.method": "autoinit"},  # Bingham and Miikkulainen 2021
-    # Zhang et al. 2019 (Fixup), without norms; with its scalars, and without
-    "fixup": {**FIXUP, "reparam.method": "fixup", "model.bias": True},
-    "fixup_plain": FIXUP,
+    "fixup": FIXUP,
     # Searched scales: Dauphin and Schoenholz 2019 (MetaInit); Yang et al. 2022 (NIO); Zhu et al. 2021 (GradInit), on
     # WeSaR too
     "metainit": {**SMALL, "init_search.method": "metainit"},

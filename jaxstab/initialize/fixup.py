@@ -17,8 +17,9 @@ def fixup() -> Scale:
     Parameters: none; its scalars are `reparam.method=fixup`. It is meant for model.norm_placement=none and
       model.embedding.method=scaled.
     Checked against: NumPy float64 and measured draws (tests/initialize).
-    Certainty: primary for models of attention and an MLP of two matrices (the authors' code). That gate_proj and g_proj
-      have no factor, since up_proj's and v_proj's are what the condition asks of their products, is this project's.
+    Certainty: primary for models of attention and an MLP of two matrices (the authors' code, where q, k and v are one
+      matrix, whose Xavier std is 1/√2 of ours). That gate_proj and g_proj have no factor, since up_proj's and v_proj's
+      are what the condition asks of their products, is this project's.
     """
     exponents = {"q_proj": 1 / 6, "k_proj": 1 / 6, "v_proj": 1 / 6, "up_proj": 1 / 2}
 

@@ -163,7 +163,7 @@ def test_depth_scaling_without_a_layer_axis_is_refused():
         scaled(table, SCALES["mup"]())
 
 
-@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("name", [name for name in FORMULAS if name != "fixup"])
 def test_a_tied_matrix_is_stored_once_and_has_its_own_std(name):
     config = ModelConfig(width=D, layers=N, heads=4, vocabulary=V, max_length=8, tie_embeddings=True)
     table = scaled(read_table(config), of(name), embedding=lambda std, width: 1 / std)

@@ -44,8 +44,8 @@ def test_a_golden_run_on_eight_devices_begins_as_on_one(combination):
 @pytest.mark.parametrize(("key", "method"), [(key, method) for key in CHOICES for method in CHOICES[key]])
 def test_what_is_stored_and_its_moments_are_split_alike(key, method):
     """A matrix is split over fsdp and tensor, its gates along it, and every moment as its parameter."""
-    changes = {"model.mlp": "swiglu", key: method} if key == "reparam.method" else {key: method}
-    program = build(config_of(changes | MESH), end=3)
+    changes = {"model.mlp": "swiglu", "model.bias": True} if key == "reparam.method" else {}
+    program = build(config_of({**changes, key: method, **MESH}), end=3)
     table, state = rows(program.setup.stored_table), program.abstract_state
     parameters = jax.tree.leaves(state.raw)
     for row, leaf in zip(table, parameters, strict=True):

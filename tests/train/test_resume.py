@@ -26,6 +26,16 @@ ROOT = Path(__file__).parents[2]
 VARIANTS = {
     "wesar": [],
     "stateful": ["--config.reparam.method=identity", "--config.optimizer.clip_on=effective"],
+    "restarting": [
+        "--config.init.method=fixup",
+        "--config.reparam.method=fixup",
+        "--config.model.norm_placement.method=none",
+        "--config.model.bias",
+        "--config.optimizer.rule.method=spam",
+        "--config.optimizer.rule.spam.interval=5",
+        "--config.optimizer.rule.spam.grace=2",
+        "--config.optimizer.rule.spam.rewarm=3",
+    ],
 }
 
 
@@ -214,6 +224,23 @@ def test_killed_in_a_step(resume, reference, tiny, variant):
 
     assert any(path.startswith("reparam/") for path in tiny.arrays(reference)) == (variant == "stateful")
     resume("step", landed)
+
+
+@pytest.mark.parametrize("variant", ["restarting"], indirect=True)
+def test_killed_between_two_restarts_of_the_moments(resume, reference, tiny, variant):
+    """They start anew in update 5, and updates grow back for three from there; the run goes on from step 6."""
+
+    def landed(workdir):
+        assert last_metrics(workdir) == 6 and "6" in tiny.checkpoints(workdir)
+
+    def second_moments(step):
+        arrays = tiny.arrays(reference, step)
+        (updates,) = (array for path, array in arrays.items() if path.endswith("/updates"))
+        assert updates == step
+        return sum(array.sum() for path, array in arrays.items() if "/second/" in path)
+
+    resume("evaluation", landed)
+    assert second_moments(8) > 1.6 * second_moments(6), "of four gradients and of two; without a restart of 8 and 6"
 
 
 @pytest.mark.parametrize("variant", ["wesar"], indirect=True)

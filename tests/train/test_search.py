@@ -60,8 +60,7 @@ def test_effective_matrices_are_what_is_drawn_times_their_factors(method):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", CHOSEN)
 def test_eight_devices_find_the_scales_of_one(method):
-    accumulation = 1 if method == "metainit" else 2  # its program is large
-    changes = changes_of(method, **{"train.accumulation": accumulation, "reparam.method": "wesar"})
+    changes = changes_of(method, **{"train.accumulation": 2, "reparam.method": "wesar"})
     setup, state = begun(changes)
     on_mesh, sharded = begun(changes | {"mesh.fsdp": 2, "mesh.tensor": 2, "mesh.sequence": 2})
     assert on_mesh.mesh.size == 8
