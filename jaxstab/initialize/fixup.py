@@ -28,7 +28,7 @@ def fixup() -> Scale:
             return row.width**-0.5
         if row.role in (*BRANCH_OUTPUTS, "lm_head"):
             return 0.0
-        xavier = math.sqrt(2 / (row.fan_in + row.fan_out))
-        return xavier * (2 * row.depth) ** -exponents.get(row.role, 0.0)
+        branches = 2 * row.depth
+        return branches ** -exponents.get(row.role, 0.0) * math.sqrt(2 / (row.fan_in + row.fan_out))
 
     return std
