@@ -62,6 +62,7 @@ MODEL: dict[str, Any] = {
 GUARDS: dict[str, dict[str, Any]] = {
     "guard: skip": {"stability.on_spike": "skip"},
     "guard: skip, OLMo 2's rule": {"stability.on_spike": "skip", "stability.rule": "olmo2"},
+    "guard: skip, momentum restarts": {"stability.on_spike": "skip", "optimizer.restart_above": 4.0},
 }
 
 

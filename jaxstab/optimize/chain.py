@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxstab.config import (
     ConfigError,
@@ -32,6 +32,7 @@ from jaxstab.optimize.normuon import normuon
 from jaxstab.optimize.projections import Projection
 from jaxstab.optimize.qk_clip import qk_clip
 from jaxstab.optimize.recent_norms import recent_norms
+from jaxstab.optimize.restart import gradient_norms, restarted
 from jaxstab.optimize.schedules import constant, cosine, linear, warmup_stable_decay, with_warmup
 from jaxstab.optimize.spam import spam
 from jaxstab.table import MATRICES, VECTORS, Row, Table
@@ -123,6 +124,14 @@ class OptimizerConfig(Options):
         choices=("raw", "effective"),
     )
 
+    restart_above: float = option(
+        0.0,
+        "After a step that the guard skips, first moments start from zero in the layers of parameters whose gradient "
+        "norm was more than so many times its running average (the momentum reset of Huang et al. 2025); 0 restarts "
+        "none.",
+        Range(0),
+    )
+
     def decay_of(self, row: Row) -> float:
         """A parameter's weight decay, as a multiple of `weight_decay`; raises ConfigError for an unknown role."""
         factors = self._decay_factors
@@ -173,14 +182,17 @@ class Hypers(NamedTuple):
 
 
 class Optimizer(NamedTuple):
-    """The two transformations of a step, its schedule and its projection.
+    """The two transformations of a step, its schedule and its projection, and what a skip does.
 
     Attributes:
       clip: applied to the raw or to the effective gradient.
-      update: from clipped raw gradients to updates; takes the extra argument `hypers`.
+      update: from clipped raw gradients to updates; takes the extra argument `hypers`, and where `restart` isn't None
+        `gradients`, raw ones before clipping.
       rule: the first of the parts of `update`, up to and with the update rule; its state is the first of the parts too.
       schedule: position -> fraction of the peak learning rate.
       project: (raw parameters after the update, forward maxima) -> raw parameters; see `Projection`.
+      restart: (state of `update`, raw gradients before clipping, whether the step is skipped) -> the state that a step
+        leaves that isn't taken, and how many layers of parameters start anew in it; None where none ever does.
     """
 
     clip: optax.GradientTransformation
@@ -188,6 +200,7 @@ class Optimizer(NamedTuple):
     rule: optax.GradientTransformation
     schedule: Callable[[jax.Array], Float[Array, ""]]
     project: Callable[[Any, Mapping[str, Array]], Any]
+    restart: Callable[[Any, Any, Bool[Array, ""]], tuple[Any, Float[Array, ""]]] | None = None
 
 
 def build(config: OptimizerConfig, table: Table, steps: int, effective: Table | None = None) -> Optimizer:
@@ -206,8 +219,10 @@ def build(config: OptimizerConfig, table: Table, steps: int, effective: Table | 
     clip_and_rate = build_method(config.update_clip, CLIPS)(table), _decay_and_rate(config, table, schedule, steps)
     clipped = effective if effective is not None and config.clip_on == "effective" else table
     project = functools.partial(build_method(config.projection, PROJECTIONS).project, table)
-    update = optax.chain(*rule, *clip_and_rate)
-    return Optimizer(_clip(config, clipped), update, optax.chain(*rule), schedule, project)
+    above = config.restart_above
+    update = optax.chain(*rule, *clip_and_rate, *([gradient_norms(table, above)] if above else []))
+    restart = functools.partial(restarted, table, above) if above else None
+    return Optimizer(_clip(config, clipped), update, optax.chain(*rule), schedule, project, restart)
 
 
 def _clip(config: OptimizerConfig, table: Table) -> optax.GradientTransformation:

@@ -153,6 +153,11 @@ class Config(Options):
                 f"stability.rollback_steps={self.stability.rollback_steps} needs checkpoints as old as that: raise "
                 f"checkpoint.keep_last={self.checkpoint.keep_last} or checkpoint.every={self.checkpoint.every}"
             )
+        if self.optimizer.restart_above and "skip" not in (self.stability.on_spike, self.stability.on_nonfinite):
+            raise ConfigError(
+                f"optimizer.restart_above={self.optimizer.restart_above} acts after a skipped step, and no step is: "
+                "set stability.on_spike=skip or stability.on_nonfinite=skip"
+            )
         if max(self.train.warmup_lengths, default=0) >= self.data.length:
             raise ConfigError(
                 f"train.warmup_lengths={self.train.warmup_lengths} must be shorter than data.length={self.data.length}"

@@ -51,7 +51,9 @@ class Step(NamedTuple):
     def of(cls, setup: Setup, state: TrainState, tokens_BS: Int[Array, "B T+1"], hypers: Hypers) -> Step:
         """The step; what no instrument asks for, XLA leaves out."""
         optimizer, gradients = setup.optimizer, step_gradients(setup, state, tokens_BS, hypers)
-        updates, _ = optimizer.update.update(gradients.clipped, state.optimizer, state.raw, hypers=hypers)
+        updates, _ = optimizer.update.update(
+            gradients.clipped, state.optimizer, state.raw, hypers=hypers, gradients=gradients.raw
+        )
         rate = jnp.asarray(hypers.learning_rate) * optimizer.schedule(hypers.on_schedule(state.step))
         inverse = None
         if has_preconditioner(setup):

@@ -80,13 +80,16 @@ def train_step(
     finite = jnp.isfinite(jnp.stack([loss, norm, norm_effective])).all()
     verdict = stability.judge(config.stability, state.guard, jnp.stack([loss, norm, jnp.nan]), finite)
     with jax.named_scope("optimizer"):
-        updates, rule = optimizer.update.update(of_step.clipped, state.optimizer, state.raw, hypers=hypers)
+        updates, rule = optimizer.update.update(
+            of_step.clipped, state.optimizer, state.raw, hypers=hypers, gradients=of_step.raw
+        )
         new_raw: Raw = optimizer.project(optax.apply_updates(state.raw, updates), of_step.maxima)
     update_norm = stability.global_norm(setup.stored_table, updates)
     readings_Q = jnp.stack([loss, norm, update_norm])
     guard, verdict = stability.advance(config.stability, state.guard, verdict, readings_Q)
     new = TrainState(state.step + 1, new_raw, of_step.reparam, of_step.clip, rule, guard)
-    next_state = jax.tree.map(functools.partial(jnp.where, verdict.taken), new, state._replace(guard=guard))
+    untaken, restarts = _untaken(setup, state._replace(guard=guard), of_step.raw, ~verdict.taken & ~guard.halted)
+    next_state = jax.tree.map(functools.partial(jnp.where, verdict.taken), new, untaken)
     position = hypers.on_schedule(state.step)
     scalars: dict[str, Any] = {
         **_loss_means(setup, sums),
@@ -101,7 +104,7 @@ def train_step(
         "train/halted": guard.halted,
         "train/batch_digest": data.batch_digest(tokens_BS).astype(jnp.float32),
     }
-    scalars |= stability.detector_metrics(state.guard, readings_Q, position)
+    scalars |= restarts | stability.detector_metrics(state.guard, readings_Q, position)
     scalars = {name: widened(value) for name, value in scalars.items()}
     if config.stability.measure == "off":
         return next_state, (scalars, {})
@@ -123,6 +126,16 @@ def train_step(
     )
     measured, vectors = scalars_and_vectors(statistics)
     return next_state, (scalars | measured, vectors)
+
+
+def _untaken(
+    setup: Setup, state: TrainState, raw_gradients: RawGradients, skipped: Bool[Array, ""]
+) -> tuple[TrainState, dict[str, Array]]:
+    """What a step leaves that isn't taken: `state`, in which moments may start anew after a skip, and how many do."""
+    if setup.optimizer.restart is None:
+        return state, {}
+    moments, count = setup.optimizer.restart(state.optimizer, raw_gradients, skipped)
+    return state._replace(optimizer=moments), {"train/restarted": count}
 
 
 def _loss_means(setup: Setup, sums: LossSums) -> dict[str, Array]:

@@ -219,6 +219,7 @@ CONTEXT = {
     "reparam.wesar.gates": {"model.mlp": "swiglu"},
     "model.mlp_clamp": {"model.mlp": "swiglu"},
     "model.norm_alpha": {"model.norm": "dyt"},
+    "optimizer.restart_above": {"stability.on_spike": "skip"},
 }
 VALUES = {
     "optimizer.rule.adamw.b1": [0.5],

@@ -10,6 +10,8 @@ from jaxstab.diagnose.replay import points
 from jaxstab.logging import read_measurements, read_metrics
 from tests.train.test_recovery import MARKED, ROLLBACK, hurt
 
+SKIP = [*MARKED, "--config.stability.on_nonfinite=skip"]
+
 
 def test_measurements_come_closer_to_the_end():
     assert points(101, 140) == [101, 109, 125, 133, 137, 139, 140]
@@ -17,11 +19,11 @@ def test_measurements_come_closer_to_the_end():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["skip", "rollback"])
+@pytest.mark.parametrize("policy", ["skip", "restart", "rollback"])
 def test_a_replay_is_the_run_and_measures_what_went_in(policy, tiny, tmp_path, monkeypatch, capsys):
     hurt(monkeypatch.setattr, {5: "inf_gradient"})
     workdir = tmp_path / "run"
-    options = ROLLBACK if policy == "rollback" else [*MARKED, "--config.stability.on_nonfinite=skip"]
+    options = {"rollback": ROLLBACK, "skip": SKIP, "restart": [*SKIP, "--config.optimizer.restart_above=4"]}[policy]
     assert tiny.run(workdir, *options) == 0
     assert main.main(["main.py", "diagnose", f"--workdir={workdir}", "--replay=6"]) == 0
     told = capsys.readouterr().out

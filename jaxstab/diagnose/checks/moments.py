@@ -41,6 +41,8 @@ def _first(history: History, name: str) -> Iterator[Break]:
     if mu is None or gradient is None or norms is None or name not in history.stored:
         return
     steps, then, now = consecutive(mu, mu)
+    as_decayed = ~np.isin(steps, _restarts(history))
+    steps, then, now = steps[as_decayed], then[as_decayed], now[as_decayed]
     g = at_steps(gradient, steps, mu.layers) / history.stored[name].eps
     before, after = (at_steps(norms, at, mu.layers) for at in (steps, steps + 1))
     given = _Given(then, now, g, _taken(history, steps))
@@ -83,6 +85,12 @@ class _Given(NamedTuple):
 def _taken(history: History, steps: np.ndarray) -> np.ndarray:
     at, skipped = history.scalar("train/skipped")
     return ~np.isin(steps, at[skipped > 0])[:, None]
+
+
+def _restarts(history: History) -> np.ndarray:
+    """The steps after which moments were set to zero, as `optimizer.restart_above` asks."""
+    at, count = history.scalar("train/restarted")
+    return at[count > 0]
 
 
 def _breaks(
