@@ -30,7 +30,7 @@ from jaxstab.model.layers import Linear, declared, norm_layer
 from jaxstab.model.loss import capped
 from jaxstab.model.placements import PLACEMENTS, Branch, Placement
 from jaxstab.model.positions import rotary_tables, rotate
-from jaxstab.model.signal import variances_read
+from jaxstab.model.variances import variances_read
 from jaxstab.numerics import widened
 
 OF_HEADS = ("q_proj", "k_proj", "v_proj", "o_proj")

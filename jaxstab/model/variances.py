@@ -43,7 +43,7 @@ def variances_read(config: ModelConfig) -> dict[str, Std]:
 def _along_the_shortcut(config: ModelConfig) -> tuple[Std, Std, float]:
     """What attention and the MLP read in each layer, and lm_head, by the model's own placement and embedding.
 
-    These are given vectors in place of activations: independent signals are orthogonal, so that the square of a sum's
+    These are given vectors in place of activations: what is independent is orthogonal, so that the square of a sum's
     length is the sum of the variances.
     """
     placement: Placement = build_method(config.norm_placement, PLACEMENTS)
