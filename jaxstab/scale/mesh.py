@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxstab.config import ConfigError, Options, Range, option
@@ -70,7 +70,9 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
             f"mesh={given} takes {len(used)} of the {len(devices)} devices here, and leaves process {min(idle)} none: "
             "make it take all"
         )
-    return jax.make_mesh(sizes, AXES, devices=used, axis_types=(AxisType.Auto,) * len(AXES))
+    # `jax.make_mesh` refuses, but on a v5e, to divide one side of a TPU's torus among two axes of the mesh.
+    placed = mesh_utils.create_device_mesh(sizes, used, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:

@@ -152,6 +152,26 @@ def test_one_device_is_the_default_and_minus_one_takes_what_is_left():
         assert tuple(scale.make_mesh(config).shape.values()) == expected
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU that isn't here, as JAX tells of one."""
+
+    id: int
+    coords: tuple[int, int, int]
+    device_kind: str = "TPU v6 lite"
+    platform: str = "tpu"
+    process_index: int = 0
+    core_on_chip: int = 0
+
+
+@pytest.mark.parametrize("sizes", [(1, 16, 1, 1), (2, 8, 1, 1), (8, 2, 1, 1), (2, 4, 2, 1), (1, 2, 2, 4)])
+def test_one_side_of_a_torus_may_be_divided_among_two_axes(sizes):
+    chips = [Chip(4 * y + x, (x, y, 0)) for y in range(4) for x in range(4)]
+    mesh = scale.make_mesh(MeshConfig(*sizes), chips)
+    assert mesh.devices.shape == sizes
+    assert sorted(chip.id for chip in mesh.devices.flat) == list(range(16))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
