@@ -6,6 +6,7 @@
     python benchmarks/plan.py pod 2           # the third case of these alone
     python benchmarks/plan.py scale           # by formula, 13B at 4M tokens a step on 64 to 1,024 v5p
     python benchmarks/plan.py fits            # memory by formula, from one chip to 64
+    python benchmarks/plan.py formula         # the cases of `smallest` and `pod` by formula alone
 
 Prints one JSON object per line; a case of 13B takes two minutes and more. The figures are in docs/results/plan.md,
 those of `scale` in docs/scale.md.
@@ -30,7 +31,7 @@ from jaxstab.scale.chips import read_slice
 from jaxstab.scale.roofline import seconds
 from jaxstab.train import estimate
 from jaxstab.train.config import Config, resolve
-from jaxstab.train.plan import devices_of, on_mesh_of, plan
+from jaxstab.train.plan import devices_of, estimated, on_mesh_of, plan
 from jaxstab.train.program import build
 from jaxstab.train.setup import effective_table
 
@@ -51,6 +52,7 @@ SMALLEST = [
     ("13b", "v5p:2x2x1", 128),
     ("13b", "v5p:2x2x2", 16),
 ]
+FORMULA = ("topology", "mesh", "accumulation", "memory", "needed", "sent")
 METHODS = ("identity", "wesar", "weight_norm", "sigma_reparam")
 # Slice, replicas, micro-batches.
 POD = [("v5p:4x8x8", 1, 1), ("v5p:4x8x8", 4, 1), ("v6e:16x16", 4, 1), ("v5e:16x16", 4, 2)]
@@ -107,6 +109,18 @@ def fits() -> None:
             print(json.dumps(row | {"needed_GiB": round(sum(parts.values()) / 2**30, 3)}), flush=True)
 
 
+def formulas() -> None:
+    """What stands beside the compiled figures."""
+    for name in ("smallest", "pod"):
+        for topology, config in cases(name):
+            slice_ = read_slice(topology)
+            config = on_mesh_of(config, slice_)
+            held = estimate.footprint(build(dataclasses.replace(config, mesh=MeshConfig())))
+            planned = estimated(config, slice_, held).as_json()
+            row = {"case": name, "width": config.model.width, **{key: planned[key] for key in FORMULA}}
+            print(json.dumps(row), flush=True)
+
+
 def main(name: str, number: str = "") -> None:
     chosen = cases(name)
     for topology, config in [chosen[int(number)]] if number else chosen:
@@ -118,9 +132,10 @@ def main(name: str, number: str = "") -> None:
         print(json.dumps({"case": name, **model, **planned.as_json(), **took}), flush=True)
 
 
+OTHERS = {"scale": by_formula, "fits": fits, "formula": formulas}
+
 if __name__ == "__main__":
-    if not sys.argv[1:] or sys.argv[1] not in ("smallest", "methods", "pod", "scale", "fits"):
-        sys.exit("python benchmarks/plan.py smallest|methods|pod [NUMBER], or scale|fits")
+    if not sys.argv[1:] or sys.argv[1] not in ("smallest", "methods", "pod", *OTHERS):
+        sys.exit("python benchmarks/plan.py smallest|methods|pod [NUMBER], or scale|fits|formula")
     jax.config.update("jax_platforms", "cpu")
-    others = {"scale": by_formula, "fits": fits}
-    others.get(sys.argv[1], functools.partial(main, *sys.argv[1:]))()
+    OTHERS.get(sys.argv[1], functools.partial(main, *sys.argv[1:]))()
