@@ -60,7 +60,7 @@ def page(plan: Plan) -> str:
     lines = [f"{plan.slice_}: {plan.slice_.chips} chips, {_mesh(plan)}", "", "memory of a device, GiB"]
     lines += [f"  {name:12}  {size / gib:8.2f}" for name, size in plan.memory.items()]
     share = plan.needed / plan.capacity
-    verdict = "" if plan.fits else ": does not fit"
+    verdict = "" if plan.fits else ": the compiler refuses it" if plan.refused else ": does not fit"
     lines += [f"  {'all':12}  {plan.needed / gib:8.2f} of {plan.capacity / gib:.2f}, {share:.0%}{verdict}"]
     lines += ["", "collectives of a step, GiB that a device sends"]
     lines += [

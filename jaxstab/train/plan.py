@@ -29,6 +29,7 @@ from jaxstab.train.config import Config
 from jaxstab.train.program import Program, build
 
 NO_LIBTPU = "no compiler for TPUs here, which `pip install -e .[tpu]` brings"
+REFUSED = "out of memory"
 REMATS = ("none", *REMAT_POLICIES)
 MOST_TENSOR = 8  # devices over which a search splits matrices by heads, and a sequence
 
@@ -40,7 +41,7 @@ class Plan:
     Attributes:
       config: of the run; its mesh has no -1.
       slice_: the chips.
-      compiler: whose figures they are: `tpu`, `cpu`, or `formula`.
+      compiler: whose figures they are: `tpu`, `cpu`, or `formula`; with REFUSED behind it, what it refuses.
       memory: bytes of one device, by what holds them.
       sent: collectives by kind and dtype, as `scale.collectives` tells them; by `estimate.sent` in a formula's.
       flops: of a step, by convention.
@@ -67,7 +68,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.needed <= self.capacity
+        return self.needed <= self.capacity and not self.refused
+
+    @property
+    def refused(self) -> bool:
+        """Whether the compiler found too little memory, of which it keeps a part for itself."""
+        return self.compiler.endswith(REFUSED)
 
     @property
     def tokens(self) -> int:
@@ -195,17 +201,28 @@ def plan(config: Config, slice_: Slice, devices: list[Any], compiler: str, end: 
     try:
         compiled = lowered(program).compile()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([MG]) of [\d.]+[MG] hbm", str(error))
-        if not used:
-            raise
-        needed = float(used[1]) * 2 ** {"M": 20, "G": 30}[used[2]]
-        memory = _parts(state, activations, needed - sum(state.values()), 0)
-        return _of(config, slice_, program.setup.table, f"{compiler}, out of memory", memory, {})
+        message = " ".join(str(error).split())
+        temporaries = _refused(message, sum(state.values()))
+        if temporaries is None:
+            raise ConfigError(f"the compiler refuses the step for {slice_}: {message[:300]}") from error
+        memory = _parts(state, activations, temporaries, 0)
+        return _of(config, slice_, program.setup.table, f"{compiler}, {REFUSED}", memory, {})
     sizes: Any = compiled.memory_analysis()
     state["other state"] = sizes.argument_size_in_bytes - state["parameters"] - state["optimizer"]
     new = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     memory = _parts(state, activations, sizes.temp_size_in_bytes + new, sizes.generated_code_size_in_bytes)
     return _of(config, slice_, program.setup.table, compiler, memory, collectives(compiled.as_text() or ""))
+
+
+def _refused(message: str, state: float) -> float | None:
+    """Bytes besides the state of a program for which libtpu finds too little memory, which it tells in one of two ways;
+    None where it says something else."""
+    whole = re.search(r"Used ([\d.]+)([KMGT]) of \S+ hbm", message)
+    besides = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\)", message)
+    told = whole or besides
+    if not told:
+        return None
+    return float(told[1]) * 2.0 ** (10 * (1 + "KMGT".index(told[2]))) - (state if whole else 0)
 
 
 def _parts(state: dict[str, float], activations: float, temporaries: float, code: float) -> dict[str, float]:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxstab.commands.plan import page
 from jaxstab.config import ConfigError
 from jaxstab.model.flops import flops_per_token
 from jaxstab.scale import MeshConfig
@@ -130,18 +131,31 @@ def test_nothing_fits_a_chip_without_memory(monkeypatch):
     assert plan.search(configured(), EIGHT, *plan.devices_of(EIGHT), None, 2, list) == []
 
 
-def test_a_tpu_without_room_is_told_with_what_it_would_need(monkeypatch):
-    """The words are libtpu's."""
-
+def refuse(monkeypatch, words):
     def fail(self, *options):
-        raise jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
-        )
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {words}")
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", fail)
     slice_ = read_slice("v5e:2x4")
-    planned = plan.plan(configured(), slice_, plan.virtual_devices(8), "tpu")
-    assert planned.needed == 20.5 * 2**30 and not planned.fits and planned.compiler == "tpu, out of memory"
+    return plan.plan(configured(), slice_, plan.virtual_devices(8), "tpu")
+
+
+def test_a_tpu_without_room_is_told_with_what_it_would_need(monkeypatch):
+    """The words are libtpu's, which keeps 0.25 GiB of a chip for itself."""
+    planned = refuse(monkeypatch, "Ran out of memory in memory space hbm. Used 15.80G of 15.75G hbm.")
+    assert planned.needed == 15.8 * 2**30 < planned.capacity and not planned.fits
+    assert planned.compiler == "tpu, out of memory" and "of 16.00, 99%: the compiler refuses it" in page(planned)
+    besides = "Ran out of memory on HBM, the total memory required for HLO temporaries (24.00G) exceeds available HBM"
+    planned = refuse(monkeypatch, besides)
+    state = planned.memory["parameters"] + planned.memory["optimizer"] + planned.memory["other state"]
+    assert planned.needed == pytest.approx(state + 24 * 2**30) and not planned.fits
+
+
+def test_what_else_a_compiler_refuses_is_told_in_one_line(monkeypatch):
+    with pytest.raises(
+        ConfigError, match="the compiler refuses the step for v5e:2x4: RESOURCE_EXHAUSTED: no scoped vmem"
+    ):
+        refuse(monkeypatch, "no scoped\n\nvmem")
 
 
 def test_a_part_of_a_host_is_compiled_for_as_one():
