@@ -55,7 +55,7 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """The mesh (replica, fsdp, tensor, sequence) over `devices`, by default the first ones that it needs.
 
     Raises:
-      ConfigError: the sizes don't fit the number of devices.
+      ConfigError: the sizes don't fit the number of devices, or the slices that these are in.
     """
     devices = jax.devices() if devices is None else devices
     given, sizes = tuple(getattr(config, axis) for axis in AXES), mesh_sizes(config, len(devices))
@@ -70,9 +70,26 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
             f"mesh={given} takes {len(used)} of the {len(devices)} devices here, and leaves process {min(idle)} none: "
             "make it take all"
         )
-    # `jax.make_mesh` refuses, but on a v5e, to divide one side of a TPU's torus among two axes of the mesh.
-    placed = mesh_utils.create_device_mesh(sizes, used, allow_split_physical_axes=True)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_placed(sizes, used), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _placed(sizes: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+    """Devices in the shape of the mesh, neighbours in a TPU's torus beside each other; between slices, replicas alone.
+
+    `jax.make_mesh` refuses several slices, and but for a v5e to divide one side of a torus among two axes.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
+    if slices <= 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if sizes[0] % slices:
+        raise ConfigError(
+            f"mesh={sizes} has {sizes[0]} replica(s), and the devices are in {slices} slices, between which replicas "
+            f"alone are divided: make mesh.replica a multiple of {slices}"
+        )
+    within = (sizes[0] // slices, *sizes[1:])
+    return mesh_utils.create_hybrid_device_mesh(
+        within, (slices, *(1 for _ in sizes[1:])), devices, allow_split_physical_axes=True
+    )
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:

@@ -162,6 +162,7 @@ class Chip:
     platform: str = "tpu"
     process_index: int = 0
     core_on_chip: int = 0
+    slice_index: int = 0
 
 
 @pytest.mark.parametrize("sizes", [(1, 16, 1, 1), (2, 8, 1, 1), (8, 2, 1, 1), (2, 4, 2, 1), (1, 2, 2, 4)])
@@ -170,6 +171,15 @@ def test_one_side_of_a_torus_may_be_divided_among_two_axes(sizes):
     mesh = scale.make_mesh(MeshConfig(*sizes), chips)
     assert mesh.devices.shape == sizes
     assert sorted(chip.id for chip in mesh.devices.flat) == list(range(16))
+
+
+def test_replicas_alone_are_divided_among_slices():
+    chips = [Chip(8 * s + 2 * y + x, (x, y, 0), slice_index=s) for s in range(2) for y in range(4) for x in range(2)]
+    mesh = scale.make_mesh(MeshConfig(replica=4, fsdp=-1), chips)
+    of_replicas = [{chip.slice_index for chip in replica.flat} for replica in mesh.devices]
+    assert mesh.devices.shape == (4, 4, 1, 1) and of_replicas == [{0}, {0}, {1}, {1}]
+    with pytest.raises(ConfigError, match=r"1 replica\(s\), and the devices are in 2 slices.* a multiple of 2"):
+        scale.make_mesh(MeshConfig(fsdp=-1), chips)
 
 
 @pytest.mark.parametrize(
