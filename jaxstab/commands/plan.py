@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxstab.train.plan import Plan
 
 COMPILED = 6  # of the plans of a search, those that are compiled
+SUMS = "weights come as sums, which send twice what gathers do: libtpu gathers them where mesh.replica is 2 or more"
 FLAGS = (
     Flag("topology", None, "The chips: v5p:4x4x4, v5e:16x16, h100:64; docs/plan.md has all."),
     Flag(
@@ -62,11 +63,14 @@ def page(plan: Plan) -> str:
     share = plan.needed / plan.capacity
     verdict = "" if plan.fits else ": the compiler refuses it" if plan.refused else ": does not fit"
     lines += [f"  {'all':12}  {plan.needed / gib:8.2f} of {plan.capacity / gib:.2f}, {share:.0%}{verdict}"]
-    lines += ["", "collectives of a step, GiB that a device sends"]
+    by_formula = sum(plan.by_formula.values()) / gib
+    lines += ["", f"collectives of a step, GiB that a device sends ({by_formula:.3f} by formula)"]
     lines += [
         f"  {kind:22}  {total['sent'] / gib:8.3f}" + (f"  in {total['count']:,}" if "count" in total else "")
         for kind, total in plan.sent.items()
     ]
+    if plan.sums_weights:
+        lines.append("  " + SUMS)
     lines += ["", "FLOPs of a step: " + ", ".join(f"{name} {value:.4g}" for name, value in plan.flops.items())]
     times = ", ".join(f"{name} {value:.3f}" for name, value in seconds._asdict().items())
     lines += [f"seconds by themselves: {times}", *_prediction(plan), f"peaks: {chip.source}"]

@@ -65,6 +65,7 @@ class Chip:
       source: where these are from.
       axes: axes of a slice: 2 or 3 of a torus, or 1, a number of GPUs.
       devices: JAX devices of a chip, each with a share of all the above.
+      cores: libtpu's name of how a chip's cores are joined to devices.
       most: chips that the interconnect joins.
       network: bytes that a chip sends in a second to those beyond them.
     """
@@ -76,6 +77,7 @@ class Chip:
     source: str
     axes: int = 1
     devices: int = 1
+    cores: str = "default"
     most: int = 8
     network: float = 0.0
 
@@ -100,7 +102,7 @@ NVIDIA = "https://www.nvidia.com/en-us/data-center/"
 # A GPU's network is a card of 400 Gbit/s (A100: 200), as in a DGX. Beyond a pod, TPUs have their host's network, which
 # chips share: it isn't in the table, since nobody splits one replica over it.
 CHIPS = {
-    "v4": Chip("TPU v4", 32 * GIB, 1228 * GB, 300 * GB, TPUS + "v4", axes=3, most=4096),
+    "v4": Chip("TPU v4", 32 * GIB, 1228 * GB, 300 * GB, TPUS + "v4", axes=3, cores="megacore", most=4096),
     "v5e": Chip("TPU v5e", 16 * GIB, 819 * GB, 200 * GB, TPUS + "v5e", axes=2, most=256),
     "v5p": Chip("TPU v5p", 95 * GIB, 2765 * GB, 600 * GB, TPUS + "v5p", axes=3, most=8960),
     "v6e": Chip("TPU v6e", 32 * GIB, 1638 * GB, 400 * GB, TPUS + "v6e", axes=2, most=256),

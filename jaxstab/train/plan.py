@@ -30,6 +30,7 @@ from jaxstab.train.program import Program, build
 
 NO_LIBTPU = "no compiler for TPUs here, which `pip install -e .[tpu]` brings"
 REFUSED = "out of memory"
+GATHERS = ("all-gather", "collective-permute")  # the latter bring shards around a ring, beside the products with them
 REMATS = ("none", *REMAT_POLICIES)
 MOST_TENSOR = 8  # devices over which a search splits matrices by heads, and a sequence
 
@@ -44,6 +45,7 @@ class Plan:
       compiler: whose figures they are: `tpu`, `cpu`, or `formula`; with REFUSED behind it, what it refuses.
       memory: bytes of one device, by what holds them.
       sent: collectives by kind and dtype, as `scale.collectives` tells them; by `estimate.sent` in a formula's.
+      by_formula: bytes that a device sends, as `estimate.sent` has them.
       flops: of a step, by convention.
       seconds: of one device's work.
     """
@@ -53,6 +55,7 @@ class Plan:
     compiler: str
     memory: dict[str, float]
     sent: dict[str, dict[str, float]]
+    by_formula: dict[str, float]
     flops: dict[str, float]
     seconds: Seconds
 
@@ -74,6 +77,12 @@ class Plan:
     def refused(self) -> bool:
         """Whether the compiler found too little memory, of which it keeps a part for itself."""
         return self.compiler.endswith(REFUSED)
+
+    @property
+    def sums_weights(self) -> bool:
+        """Whether the compiled program has sums where it could gather weights, which sends them twice."""
+        gathered = sum(total["sent"] for kind, total in self.sent.items() if kind.startswith(GATHERS))
+        return bool(self.sent) and self.compiler != "formula" and gathered < 0.5 * self.by_formula["weights"]
 
     @property
     def tokens(self) -> int:
@@ -109,6 +118,7 @@ class Plan:
             "capacity": self.capacity,
             "fits": self.fits,
             "sent": self.sent,
+            "sent_by_formula": self.by_formula,
             "flops": self.flops,
             "seconds": self.seconds._asdict(),
             "mfu": self.mfu,
@@ -143,7 +153,9 @@ def devices_of(slice_: Slice) -> tuple[list[Any], str]:
         from jax.experimental import topologies
 
         try:
-            whole = topologies.get_topology_desc(platform="tpu", topology_name=str(in_hosts(slice_)))
+            whole = topologies.get_topology_desc(
+                platform="tpu", topology_name=str(in_hosts(slice_)), chip_config_name=slice_.chip.cores
+            )
             return list(whole.devices)[: slice_.devices], "tpu"
         except Exception as error:  # of whatever kind the plugin raises
             line = " ".join(str(error).split())[:200]
@@ -250,10 +262,11 @@ def _of(
     memory: dict[str, float],
     sent: dict[str, Any],
 ) -> Plan:
-    work = estimate.work(config, _sizes(config), table)
+    work, by_formula = estimate.work(config, _sizes(config), table), estimate.sent(config, _sizes(config), table)
     if sent:
         work = work._replace(sent=sum(total["sent"] for total in sent.values()))
-    return Plan(config, slice_, compiler, memory, sent, estimate.step_flops(config, table), seconds(work, slice_))
+    flops = estimate.step_flops(config, table)
+    return Plan(config, slice_, compiler, memory, sent, by_formula, flops, seconds(work, slice_))
 
 
 def candidates(config: Config, slice_: Slice) -> Iterator[Config]:

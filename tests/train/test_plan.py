@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
-from jaxstab.commands.plan import page
+from jaxstab.commands.plan import SUMS, page
 from jaxstab.config import ConfigError
 from jaxstab.model.flops import flops_per_token
 from jaxstab.scale import MeshConfig
@@ -57,6 +59,17 @@ def test_memory_is_the_state_that_a_device_holds_and_the_compiler_s_temporaries(
 def test_collectives_are_those_of_the_compiled_step(planned):
     sent = collectives(plan.lowered(build(planned.config)).compile().as_text())
     assert sent == planned.sent and sum(total["sent"] for total in sent.values()) > 0
+
+
+def test_weights_that_come_as_sums_are_told_of(planned):
+    assert not planned.sums_weights and SUMS not in page(planned)
+    weights = planned.by_formula["weights"]
+    assert weights > 0 and f"({sum(planned.by_formula.values()) / 2**30:.3f} by formula)" in page(planned)
+    sums = {"all-reduce bf16": {"count": 6, "bytes": weights, "sent": 2 * weights}}
+    assert SUMS in page(dataclasses.replace(planned, sent=sums))
+    assert SUMS not in page(dataclasses.replace(planned, sent={}))
+    permuted = {"collective-permute bf16": {"count": 6, "bytes": weights, "sent": weights}}
+    assert SUMS not in page(dataclasses.replace(planned, sent=sums | permuted))
 
 
 def test_time_and_cost_follow_from_the_peaks(planned):
@@ -156,6 +169,22 @@ def test_what_else_a_compiler_refuses_is_told_in_one_line(monkeypatch):
         ConfigError, match="the compiler refuses the step for v5e:2x4: RESOURCE_EXHAUSTED: no scoped vmem"
     ):
         refuse(monkeypatch, "no scoped\n\nvmem")
+
+
+def test_a_chip_is_as_many_devices_of_libtpu_s_as_of_jax(monkeypatch):
+    """libtpu tells of the two cores of a v4 as devices, unless it is asked to join them."""
+    asked = {}
+
+    def described(platform, topology_name, chip_config_name):
+        asked[topology_name] = chip_config_name
+        return SimpleNamespace(devices=["device"] * 16)
+
+    monkeypatch.setattr(topologies, "get_topology_desc", described)
+    monkeypatch.setattr(plan, "has_libtpu", lambda: True)
+    for name in ("v4:2x2x2", "v5p:2x2x2", "tpu7x:2x2x2"):
+        slice_ = read_slice(name)
+        assert plan.devices_of(slice_) == (["device"] * slice_.devices, "tpu")
+    assert asked == {"v4:2x2x2": "megacore", "v5p:2x2x2": "default", "tpu7x:2x2x2": "default"}
 
 
 def test_a_part_of_a_host_is_compiled_for_as_one():
