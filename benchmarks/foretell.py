@@ -114,6 +114,7 @@ def read(directory: Path) -> Run:
     lines = in_force(read_metrics(directory / "metrics.jsonl"))
     training = [line for line in lines if "train/loss" in line]
     steps, losses = series_of(training, "train/loss")
+    losses = np.where(series_of(training, "train/finite")[1] > 0, losses, np.inf)[:, 0]  # a gradient's counts too
     measured = read_measurements(directory)
     series = {}
     for name, (prefix, reduce, sign) in SIGNALS.items():
@@ -121,7 +122,7 @@ def read(directory: Path) -> Run:
         series[name] = sign * over_steps(steps, vectors or [series_of(training, prefix)], reduce)
     norms = [series_of(training, f"stability/deviation/{name}")[1][:, 0] for name in ("grad_norm", "update_norm")]
     series[WARNING] = (np.min(norms, axis=0) > spikes.FORETELLS).astype(float)  # as in `spikes.foretold`
-    return Run(directory.name, event_of(losses[:, 0]), series)
+    return Run(directory.name, event_of(losses), series)
 
 
 def over_steps(steps: np.ndarray, series: Sequence[tuple[np.ndarray, np.ndarray]], reduce: Callable) -> np.ndarray:

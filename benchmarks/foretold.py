@@ -88,12 +88,14 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="a directory for foretold.md and foretold.json")
     parser.add_argument("--horizon", default=50, type=int, help="steps before an event in which a warning counts")
     given = parser.parse_args()
-    judgements = []
+    comparisons: dict[str, list[Run]] = {}
     for workdir in given.workdir:
         directories = [path.parent for path in sorted(workdir.glob("cells/*/result.json"))]
         if not directories:
             parser.error(f"no runs in {workdir}: --workdir is that of `main.py compare`")
-        judgements.append(judged(workdir.name, [read(directory) for directory in directories], given.horizon))
+        comparisons[workdir.name] = [read(directory) for directory in directories]
+    comparisons["all"] = [run for runs in comparisons.values() for run in runs]
+    judgements = [judged(name, runs, given.horizon) for name, runs in comparisons.items()]
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "foretold.md").write_text(markdown(judgements, given.horizon))
     (given.out / "foretold.json").write_text(json.dumps([each._asdict() for each in judgements], indent=1) + "\n")

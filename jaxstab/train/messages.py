@@ -23,7 +23,8 @@ def foretold(step: int) -> str:
     """That a spike is foretold (`stability/foretold`), and how often that is right (docs/results/foretell.md)."""
     return (
         f"step {step}: a spike may be near: the norms of the gradient and of the update both lie more than "
-        f"{FORETELLS:g} standard deviations above their last 128. XX"
+        f"{FORETELLS:g} standard deviations above their last 128. In docs/results/foretell.md this came before 19 of "
+        "27 events, by 6 steps in the median, and in 6% of stretches of 50 steps that no event followed"
     )
 
 
