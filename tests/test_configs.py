@@ -6,6 +6,9 @@ import itertools
 import jax
 import pytest
 
+from configs import ladder, recipe
+from configs.methods import METHODS
+from jaxstab.config import flatten
 from jaxstab.train import describe
 from jaxstab.train.config import resolve
 
@@ -51,3 +54,12 @@ def test_every_combination_is_described(name, argument):
     assert read <= config.data.max_tokens <= 1.02 * read, "no more is tokenised than the run reads, but for a margin"
     assert len(rows) > 10 and describe.total(config) > 10**6
     assert all("None" not in cell for row in rows for cell in row)
+
+
+@pytest.mark.parametrize("rung", ladder.RUNGS)
+def test_the_recipe_is_a_rung_of_the_ladder_with_a_method_of_the_comparison(rung):
+    values = recipe.get_config(f"rung={rung}")
+    assert METHODS["sigma_reparam"].items() <= flatten(resolve(values)).items()
+    values.model.vocabulary = ladder.RUNGS[rung][2]  # the tokenizer's, which is a file that isn't here
+    told = f"{describe.total(resolve(values)) / 1e6:.1f}M"
+    assert told in ladder.__doc__ or f"{describe.total(resolve(values)) / 1e6:.2f}M" in ladder.__doc__
