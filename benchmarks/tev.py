@@ -1,4 +1,4 @@
-"""Does TEV foretell gradient variance and the loss at the end? Rank correlations over all runs of comparisons.
+"""Does TEV foretell gradient variance and the loss at the end? Rank correlations over all runs, and over time.
 
     python benchmarks/tev.py --workdir=runs/ladder-1 --workdir=runs/depth-48 --out=docs/results/tev
 
@@ -6,7 +6,8 @@ Chung et al. 2024 offer the mean TEV as a proxy for gradient variance. Beside it
 norm and the update's. Each is correlated with the gradient variance at the end (over micro-batches, and over entries,
 since the paper doesn't say which), the loss at the end and whether the run diverged; over all runs, and within methods,
 where the correlation is the mean of each method's own ranks: a proxy that only tells methods apart has none there.
-Intervals by resampling runs.
+Over time it is each run's own correlation of a predictor with gradient variance over its full measurements, without
+the first, as their Figure 3 has them, and the mean of these over runs. Intervals by resampling runs.
 """
 
 from __future__ import annotations
@@ -20,11 +21,22 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from jaxstab.compare.statistics import rank_correlation
+from jaxstab.compare.measured import Lines, Series, gradient_variance, series_of
+from jaxstab.compare.statistics import Estimate, estimate, rank_correlation
 from jaxstab.compare.tables import correlation
+from jaxstab.logging import in_force, read_measurements, read_metrics
 
 PREDICTORS = ("tev_embed_tokens", "tev_lm_head", "grad_norm", "grad_norm_effective", "update_norm", "log_z")
 TARGETS = ("gradient_variance", "gradient_entry_variance", "train_loss", "validation_loss", "diverged")
+
+OVER_TIME = {
+    "tev_embed_tokens": "stability/tev_mean/embed_tokens",
+    "tev_lm_head": "stability/tev_mean/lm_head",
+    "grad_norm": "train/grad_norm",
+    "grad_norm_effective": "train/grad_norm_effective",
+    "update_norm": "train/update_norm",
+    "log_z": "train/log_z",
+}
 
 Row = Mapping[str, Any]
 
@@ -37,6 +49,23 @@ def within(rows: Sequence[Row], name: str, by: str = "variant") -> np.ndarray:
         of_group = groups == group
         ranks[of_group] = (scipy.stats.rankdata(values[of_group]) - 0.5) / of_group.sum()
     return ranks
+
+
+def over_time(lines: Lines, measured: Mapping[str, Series]) -> dict[str, float]:
+    """A run's own rank correlation of each predictor with gradient variance, over its full measurements but the first.
+
+    Empty where there are fewer than five.
+    """
+    steps, variance = gradient_variance(measured)
+    if len(steps) < 6:
+        return {}
+    results = {}
+    for predictor, name in OVER_TIME.items():
+        at, values = series_of(lines, name)
+        of_step = dict(zip(at.tolist(), values[:, 0].tolist(), strict=True))
+        both = [(of_step[step], each.mean()) for step, each in zip(steps[1:], variance[1:], strict=True)]
+        results[predictor] = float(scipy.stats.spearmanr(*np.array(both).T).statistic)
+    return results
 
 
 def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -60,8 +89,8 @@ def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return results
 
 
-def markdown(results: Sequence[Mapping[str, Any]], count: int) -> str:
-    """The correlations as a table."""
+def markdown(results: Sequence[Mapping[str, Any]], in_time: Mapping[str, Estimate], count: int) -> str:
+    """The correlations as tables."""
     lines = [
         f"{count} runs.",
         "",
@@ -73,6 +102,8 @@ def markdown(results: Sequence[Mapping[str, Any]], count: int) -> str:
         f"{correlation(each['within methods'])} |"
         for each in results
     ]
+    lines += ["", "| predictor | with gradient variance, over time in a run [95%] |", "|---|---|"]
+    lines += [f"| {predictor} | {correlation(each)} |" for predictor, each in in_time.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -88,10 +119,18 @@ def main() -> None:
         parser.error(f"no {', '.join(missing)}: --workdir is that of `main.py compare`")
     rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     results = table(rows)
+    directories = [path.parent for each in given.workdir for path in sorted(each.glob("cells/*/result.json"))]
+    of_runs = [
+        over_time(in_force(read_metrics(each / "metrics.jsonl")), read_measurements(each)) for each in directories
+    ]
+    in_time = {
+        name: estimate([each[name] for each in of_runs if np.isfinite(each.get(name, np.nan))]) for name in OVER_TIME
+    }
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "tev.md").write_text(markdown(results, len(rows)))
-    (given.out / "tev.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(markdown(results, len(rows)))
+    text = markdown(results, in_time, len(rows))
+    (given.out / "tev.md").write_text(text)
+    (given.out / "tev.json").write_text(json.dumps({"at the end": results, "over time": in_time}, indent=1) + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -98,3 +98,16 @@ def test_a_proxy_that_only_tells_methods_apart_has_no_correlation_within_them():
     assert result["over all runs"].mean == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
     assert result["over all runs"].low > 0.8
     assert result["within methods"].low < 0 < result["within methods"].high
+
+
+def test_a_proxy_over_time_is_ranked_in_each_run_by_itself():
+    steps = np.array([1, 20, 40, 60, 80, 100])
+    variance = np.array([9.0, 1, 2, 3, 4, 5])
+    measured = {"stability/gradient_variance/up_proj": (steps, np.stack([variance, 2 * variance], axis=1))}
+    lines = [
+        {"step": step, **dict.fromkeys(tev.OVER_TIME.values(), float(step)), "train/grad_norm": -float(step)}
+        for step in range(1, 101)
+    ]
+    ranks = tev.over_time(lines, measured)
+    assert ranks["tev_embed_tokens"] == pytest.approx(1) and ranks["grad_norm"] == pytest.approx(-1)
+    assert tev.over_time(lines, {}) == {}
