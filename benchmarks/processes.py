@@ -1,8 +1,8 @@
 """What a run costs when it is split: python benchmarks/processes.py > docs/results/scale/processes.jsonl
 
 A model of 1.7M parameters (configs/quickstart.py with two blocks of twice the width) and one global batch, split by
-FSDP over 1, 2, 4 and 8 virtual devices, and 4 of these over 1, 2 and 4 processes on loopback. Prints one JSON object per
-line:
+FSDP over 1, 2, 4 and 8 virtual devices, and 4 of these over 1, 2 and 4 processes on loopback. Prints one JSON object
+per line:
 
 - `sends`: bytes that a device sends in a step, by kind, of the program compiled for so many devices, and by formula.
 - `run`: one run by main.py of 11 steps, started once more from its checkpoint of step 10. Of each process: resident
