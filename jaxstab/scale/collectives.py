@@ -27,7 +27,7 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     devices = int(partitions[1]) if partitions else 1
     totals: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     channels: set[tuple[str, ...]] = set()
-    for name, lines in bodies.items():
+    for name, lines in sorted(bodies.items(), key=lambda body: _is_fusion(body[0])):
         # A TPU's reduce-scatter is a fusion of an all-reduce and a slice.
         scatters = "all-reduce-scatter" in name
         for line in lines:
@@ -36,7 +36,7 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
                 continue
             # A TPU's gather is in the text once more in each product that it goes on beside.
             channel = tuple(re.findall(r"channel_id=\d+", line))
-            if "fusion" in name and channel in channels:
+            if _is_fusion(name) and channel in channels:
                 continue
             channels.add(channel or (line,))
             results = _results(match[2], match[3], bool(match[4]))
@@ -50,6 +50,11 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
                     {"count": 0, "bytes": turns[name] * size, "sent": turns[name] * _sent(kind, size, group)}
                 )
     return {kind: dict(total) for kind, total in sorted(totals.items())}
+
+
+def _is_fusion(name: str) -> bool:
+    """Whether a computation is the body of a fusion, by its name."""
+    return "fusion" in name or "fused_computation" in name
 
 
 def _results(shapes: str, kind: str, starts: bool) -> Sequence[tuple[str, str]]:
@@ -70,7 +75,7 @@ def _group(line: str, devices: int) -> int:
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
     if counted:
         return int(counted[1])
-    named = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line)
+    named = re.search(r"replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}", line)  # between them may be the devices' order
     if named:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])

@@ -127,9 +127,21 @@ def test_a_tpu_s_loops_gathers_and_scatters_are_counted_as_they_run():
 %fusion.2 (x: bf16[2]) -> bf16[8] {
   %g.2 = bf16[8]{0} all-gather(%x), channel_id=2, replica_groups=[1,4]<=[4], dimensions={0}
 }
+%fused_computation.3 (x: bf16[2]) -> bf16[8] {
+  %g.3 = bf16[8]{0} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}
+}
+%async_collective_fusion.4 (x: bf16[2]) -> bf16[8] {
+  %g.4 = bf16[8]{0} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}
+}
+%fused_computation.5 (x: bf16[2]) -> bf16[8] {
+  %g.5 = bf16[8]{0} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}
+}
 %add (a: f32[], b: f32[]) -> f32[] {
 }
 ENTRY %main (x: f32[4]) -> f32[4] {
+  %d = bf16[8] fusion(%x), kind=kCustom, calls=%fused_computation.3
+  %e = bf16[8] fusion(%d), kind=kCustom, calls=%async_collective_fusion.4
+  %f = bf16[8] fusion(%e), kind=kCustom, calls=%fused_computation.5
   %a = f32[4] fusion(%x), kind=kCustom, calls=%all-reduce-scatter
   %b = bf16[8] fusion(%x), kind=kCustom, calls=%fusion.1
   %c = bf16[8] fusion(%b), kind=kCustom, calls=%fusion.2
@@ -137,7 +149,7 @@ ENTRY %main (x: f32[4]) -> f32[4] {
 }
 """
     assert collectives(text) == {
-        "all-gather bf16": {"count": 1, "bytes": 16, "sent": 12},
+        "all-gather bf16": {"count": 2, "bytes": 16 + 16, "sent": 12 + 8},  # among four, and among two
         "collective-permute f32": {"count": 5, "bytes": 5 * 32, "sent": 5 * 32},
         "reduce-scatter f32": {"count": 1, "bytes": 16, "sent": 16},
     }
