@@ -126,10 +126,13 @@ def main() -> None:
     in_time = {
         name: estimate([each[name] for each in of_runs if np.isfinite(each.get(name, np.nan))]) for name in OVER_TIME
     }
+    named = {each.name: ranks for each, ranks in zip(directories, of_runs, strict=True)}
     given.out.mkdir(parents=True, exist_ok=True)
     text = markdown(results, in_time, len(rows))
     (given.out / "tev.md").write_text(text)
-    (given.out / "tev.json").write_text(json.dumps({"at the end": results, "over time": in_time}, indent=1) + "\n")
+    (given.out / "tev.json").write_text(
+        json.dumps({"at the end": results, "over time": in_time, "of runs": named}, indent=1) + "\n"
+    )
     print(text)
 
 
