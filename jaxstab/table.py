@@ -77,8 +77,8 @@ class Row:
       multiplier: a constant factor between the stored and the effective weight.
       learning_rate, decay, eps: multipliers of the optimizer's settings.
       tied: path of the stored parameter that this one is too, as its transpose where it is a matrix, or "".
-      reads: mean square of what it reads, or one per layer, where all before it put out unit variance; 1 where the
-        model doesn't say.
+      reads: tells the mean square of what it reads, or one per layer, where all before it put out unit variance, when
+        asked; 1 where the model doesn't say.
       branch: path of the matrix that ends the residual branch whose output this one scales with: o_proj's and
         down_proj's own, or that of the matrix beside a bias; "" elsewhere.
       head_dim: size K of a head, of a matrix one axis of which ("heads" or "kv_heads") is all heads'; 0 elsewhere.
@@ -99,7 +99,7 @@ class Row:
     tied: str = ""
     branch: str = ""
     head_dim: int = 0
-    reads: Std = 1.0
+    reads: Callable[[], Std] = dataclasses.field(default=lambda: 1.0, compare=False, repr=False)
 
     @property
     def layers(self) -> int:

@@ -23,6 +23,6 @@ def autoinit() -> Scale:
     def std(row: Row) -> Std:
         if row.role in EMBEDDINGS:
             return 1.0
-        return jax.tree.map(lambda square: (row.fan_in * square) ** -0.5, row.reads)
+        return jax.tree.map(lambda square: (row.fan_in * square) ** -0.5, row.reads())
 
     return std

@@ -10,6 +10,7 @@ Shapes: B batch, T length, D width, H query heads, G key-value heads, K head siz
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -315,13 +316,14 @@ def read_table(config: ModelConfig) -> table.Table[table.Effective]:
     rows = table.read(variables["params"], ROLES)
     if config.tie_embeddings:
         rows["lm_head"]["kernel"] = rows["lm_head"]["kernel"].replace(tied="embed_tokens/embedding")
-    reads = variances_read(config)
-    rows = jax.tree.map(lambda row: row.replace(reads=reads.get(row.role, 1.0)), rows)
+    variances = functools.cache(lambda: variances_read(config))
     placement: Placement = build_method(config.norm_placement, PLACEMENTS)
     after = (f"layers/{placement.norms.after_attention}/scale", f"layers/{placement.norms.after_mlp}/scale")
     gain = placement.gain(config.layers)
 
     def finished(row: table.Row) -> table.Row:
+        role = row.role
+        row = row.replace(reads=lambda: variances().get(role, 1.0))
         row = row.replace(head_dim=config.head_dim) if row.role in OF_HEADS else row
         row = row.replace(value=config.norm_alpha) if row.path.endswith("/alpha") else row
         return row.replace(value=gain) if gain != 1 and row.path in after else row

@@ -25,7 +25,7 @@ def model_config(**changes):
 
 
 def reads(**changes):
-    return {row.role: row.reads for row in rows(read_table(model_config(**changes))) if row.is_matrix}
+    return {row.role: row.reads() for row in rows(read_table(model_config(**changes))) if row.is_matrix}
 
 
 @pytest.mark.parametrize(
