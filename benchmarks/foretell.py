@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jaxstab.compare.measured import series_of
@@ -120,9 +121,9 @@ def read(directory: Path) -> Run:
     for name, (prefix, reduce, sign) in SIGNALS.items():
         vectors = [each for key, each in measured.items() if key.startswith(prefix)]
         series[name] = sign * over_steps(steps, vectors or [series_of(training, prefix)], reduce)
-    norms = [series_of(training, f"stability/deviation/{name}")[1][:, 0] for name in ("grad_norm", "update_norm")]
-    series[WARNING] = (np.min(norms, axis=0) > spikes.FORETELLS).astype(float)  # as in `spikes.foretold`
-    return Run(directory.name, event_of(losses), series)
+    z_nQ = np.hstack([series_of(training, f"stability/deviation/{name}")[1] for name in spikes.QUANTITIES])
+    series[WARNING] = np.asarray(jax.vmap(spikes.foretold)(z_nQ), float)  # older runs don't tell it
+    return Run(str(directory), event_of(losses), series)
 
 
 def over_steps(steps: np.ndarray, series: Sequence[tuple[np.ndarray, np.ndarray]], reduce: Callable) -> np.ndarray:

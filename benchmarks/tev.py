@@ -26,10 +26,9 @@ from jaxstab.compare.statistics import Estimate, estimate, rank_correlation
 from jaxstab.compare.tables import correlation
 from jaxstab.logging import in_force, read_measurements, read_metrics
 
-PREDICTORS = ("tev_embed_tokens", "tev_lm_head", "grad_norm", "grad_norm_effective", "update_norm", "log_z")
 TARGETS = ("gradient_variance", "gradient_entry_variance", "train_loss", "validation_loss", "diverged")
 
-OVER_TIME = {
+PREDICTORS = {  # by the name in a row of a comparison, that in the metrics of a run
     "tev_embed_tokens": "stability/tev_mean/embed_tokens",
     "tev_lm_head": "stability/tev_mean/lm_head",
     "grad_norm": "train/grad_norm",
@@ -60,7 +59,7 @@ def over_time(lines: Lines, measured: Mapping[str, Series]) -> dict[str, float]:
     if len(steps) < 6:
         return {}
     results = {}
-    for predictor, name in OVER_TIME.items():
+    for predictor, name in PREDICTORS.items():
         at, values = series_of(lines, name)
         of_step = dict(zip(at.tolist(), values[:, 0].tolist(), strict=True))
         both = [(of_step[step], each.mean()) for step, each in zip(steps[1:], variance[1:], strict=True)]
@@ -124,7 +123,7 @@ def main() -> None:
         over_time(in_force(read_metrics(each / "metrics.jsonl")), read_measurements(each)) for each in directories
     ]
     in_time = {
-        name: estimate([each[name] for each in of_runs if np.isfinite(each.get(name, np.nan))]) for name in OVER_TIME
+        name: estimate([each[name] for each in of_runs if np.isfinite(each.get(name, np.nan))]) for name in PREDICTORS
     }
     named = {each.name: ranks for each, ranks in zip(directories, of_runs, strict=True)}
     given.out.mkdir(parents=True, exist_ok=True)

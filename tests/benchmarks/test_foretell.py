@@ -105,7 +105,7 @@ def test_a_proxy_over_time_is_ranked_in_each_run_by_itself():
     variance = np.array([9.0, 1, 2, 3, 4, 5])
     measured = {"stability/gradient_variance/up_proj": (steps, np.stack([variance, 2 * variance], axis=1))}
     lines = [
-        {"step": step, **dict.fromkeys(tev.OVER_TIME.values(), float(step)), "train/grad_norm": -float(step)}
+        {"step": step, **dict.fromkeys(tev.PREDICTORS.values(), float(step)), "train/grad_norm": -float(step)}
         for step in range(1, 101)
     ]
     ranks = tev.over_time(lines, measured)
