@@ -27,7 +27,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -242,6 +242,19 @@ def markdown(results: Sequence[Result], runs: Sequence[Run], horizon: int, rate:
     return "\n".join(lines) + "\n"
 
 
+def directories_of(workdir: Path) -> list[Path]:
+    """The workdirs of a comparison's runs that are done."""
+    return [path.parent for path in sorted(workdir.glob("cells/*/result.json"))]
+
+
+def write(out: Path, name: str, text: str, numbers: Any) -> None:
+    """Writes a table and its numbers below a directory, and shows the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(text)
+    (out / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    print(text)
+
+
 def main() -> None:
     """Reads the cells of comparisons, races, and writes the table and its numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -250,8 +263,7 @@ def main() -> None:
     parser.add_argument("--horizon", default=50, type=int, help="steps before an event in which an alarm is a warning")
     parser.add_argument("--rate", default=0.05, type=float, help="share of windows without an event that may alarm")
     given = parser.parse_args()
-    directories = [path.parent for each in given.workdir for path in sorted(each.glob("cells/*/result.json"))]
-    runs = [read(directory) for directory in directories]
+    runs = [read(directory) for workdir in given.workdir for directory in directories_of(workdir)]
     events = [run.event for run in runs if run.event is not None]
     lengths = [len(run.signals["loss (SkipStep)"]) for run in runs if run.event is None]
     if not events or sum(length >= min(events) + given.horizon for length in lengths) < 4:
@@ -260,10 +272,8 @@ def main() -> None:
             f"{given.horizon} steps after it"
         )
     results = race(runs, given.horizon, given.rate)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "foretell.md").write_text(markdown(results, runs, given.horizon, given.rate))
-    (given.out / "foretell.json").write_text(json.dumps([each._asdict() for each in results], indent=1) + "\n")
-    print(markdown(results, runs, given.horizon, given.rate))
+    text = markdown(results, runs, given.horizon, given.rate)
+    write(given.out, "foretell", text, [each._asdict() for each in results])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ share of stretches of so many steps, in the runs without an event, in which it w
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import scipy.stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.foretell import WARNING, Run, read, steps_of_warning
+from benchmarks.foretell import WARNING, Run, directories_of, read, steps_of_warning, write
 from jaxstab.stability import spikes
 
 
@@ -88,18 +87,15 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="a directory for foretold.md and foretold.json")
     parser.add_argument("--horizon", default=50, type=int, help="steps before an event in which a warning counts")
     given = parser.parse_args()
-    comparisons: dict[str, list[Run]] = {}
+    comparisons: list[tuple[str, list[Run]]] = []
     for workdir in given.workdir:
-        directories = [path.parent for path in sorted(workdir.glob("cells/*/result.json"))]
+        directories = directories_of(workdir)
         if not directories:
             parser.error(f"no runs in {workdir}: --workdir is that of `main.py compare`")
-        comparisons[workdir.name] = [read(directory) for directory in directories]
-    comparisons["all"] = [run for runs in comparisons.values() for run in runs]
-    judgements = [judged(name, runs, given.horizon) for name, runs in comparisons.items()]
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "foretold.md").write_text(markdown(judgements, given.horizon))
-    (given.out / "foretold.json").write_text(json.dumps([each._asdict() for each in judgements], indent=1) + "\n")
-    print(markdown(judgements, given.horizon))
+        comparisons.append((workdir.name, [read(directory) for directory in directories]))
+    comparisons.append(("all", [run for _, runs in comparisons for run in runs]))
+    judgements = [judged(name, runs, given.horizon) for name, runs in comparisons]
+    write(given.out, "foretold", markdown(judgements, given.horizon), [each._asdict() for each in judgements])
 
 
 if __name__ == "__main__":

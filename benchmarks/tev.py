@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.foretell import directories_of, write
 from jaxstab.compare.measured import Lines, Series, gradient_variance, series_of
 from jaxstab.compare.statistics import Estimate, estimate, rank_correlation
 from jaxstab.compare.tables import correlation
@@ -118,21 +122,17 @@ def main() -> None:
         parser.error(f"no {', '.join(missing)}: --workdir is that of `main.py compare`")
     rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     results = table(rows)
-    directories = [path.parent for each in given.workdir for path in sorted(each.glob("cells/*/result.json"))]
-    of_runs = [
-        over_time(in_force(read_metrics(each / "metrics.jsonl")), read_measurements(each)) for each in directories
-    ]
-    in_time = {
-        name: estimate([each[name] for each in of_runs if np.isfinite(each.get(name, np.nan))]) for name in PREDICTORS
+    of_runs = {
+        str(each): over_time(in_force(read_metrics(each / "metrics.jsonl")), read_measurements(each))
+        for workdir in given.workdir
+        for each in directories_of(workdir)
     }
-    named = {each.name: ranks for each, ranks in zip(directories, of_runs, strict=True)}
-    given.out.mkdir(parents=True, exist_ok=True)
-    text = markdown(results, in_time, len(rows))
-    (given.out / "tev.md").write_text(text)
-    (given.out / "tev.json").write_text(
-        json.dumps({"at the end": results, "over time": in_time, "of runs": named}, indent=1) + "\n"
-    )
-    print(text)
+    in_time = {
+        name: estimate([each[name] for each in of_runs.values() if np.isfinite(each.get(name, np.nan))])
+        for name in PREDICTORS
+    }
+    numbers = {"at the end": results, "over time": in_time, "of runs": of_runs}
+    write(given.out, "tev", markdown(results, in_time, len(rows)), numbers)
 
 
 if __name__ == "__main__":
