@@ -18,7 +18,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 from timing import configured, random_tokens
 
+from benchmarks.virtual import environment, resident
 from jaxstab.scale import MeshConfig, batch_sharding
 from jaxstab.scale.chips import read_slice
 from jaxstab.table import count
@@ -58,17 +58,11 @@ CASES = [
 ROUNDS = 3
 
 
-def resident(name: str) -> int:
-    """Bytes of this process's memory: `VmRSS`, what it has, or `VmHWM`, the most since `peak_of` began."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
 def peak_of(step: Callable[[], None]) -> int:
     """How far resident memory rises during a call, in bytes."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that was freed and not given back would be used without a trace
     Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
+    before = resident()
     step()
     return resident("VmHWM") - before
 
@@ -119,11 +113,9 @@ def case(size: str, devices: int, method: str, remat: str) -> dict[str, Any]:
 
 def main(cases: list[tuple[str, int, str, str]]) -> None:
     for each in cases:
-        others = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
-        flags = " ".join([f"--xla_force_host_platform_device_count={each[1]}", *others])
         # What is freed goes back at once, so that a step can't use again what one before it has left.
-        own = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "MALLOC_MMAP_THRESHOLD_": str(2**18)}
-        subprocess.run([sys.executable, __file__, *map(str, each)], env=os.environ | own, check=True)
+        own = environment(each[1]) | {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
+        subprocess.run([sys.executable, __file__, *map(str, each)], env=own, check=True)
 
 
 if __name__ == "__main__":

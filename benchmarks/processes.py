@@ -16,7 +16,6 @@ With --toy the model is tiny and one run is split over two processes. The figure
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -28,8 +27,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.virtual import environment, resident
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 
 DEVICES = (1, 2, 4, 8)
 RUNS = ((1, 1), (1, 2), (1, 8), (1, 4), (2, 4), (4, 4))  # processes, and devices of all together
@@ -43,16 +45,10 @@ SIZES = {
 TOY = {"model.layers": 1, "model.width": 16, "model.max_length": 32, "data.length": 32, "train.loss_chunk": 32}
 
 
-def environment(devices: int, cache: str) -> dict[str, str]:
-    others = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
-    flags = " ".join([f"--xla_force_host_platform_device_count={devices}", *others])
-    programs = {"JAX_COMPILATION_CACHE_DIR": f"{cache}/programs", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return os.environ | programs | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-
-
 def started(mode: str, arguments: list[str], devices: int, cache: str) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, mode, *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(devices, cache), stdout=subprocess.PIPE, text=True)
+    programs = {"JAX_COMPILATION_CACHE_DIR": f"{cache}/programs", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment(devices) | programs, stdout=subprocess.PIPE, text=True)
 
 
 def said(process: subprocess.Popen[str]) -> Any:
@@ -80,12 +76,6 @@ def sends(devices: int, sizes: dict[str, Any]) -> dict[str, Any]:
     by_formula = estimate.sent(config, {**vars(config.mesh)}, table)
     compiled = {kind: total["sent"] for kind, total in planned.sent.items()}
     return {"of": "sends", "devices": devices, "parameters": count(table), "compiled": compiled, "formula": by_formula}
-
-
-def resident() -> int:
-    """Bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 def observed(start: float, arguments: list[str]) -> dict[str, Any]:
