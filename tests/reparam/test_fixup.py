@@ -1,7 +1,6 @@
 """The scalars of Fixup: multipliers of branches, and biases of one number."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxstab.initialize import draw, fixup, scaled
@@ -10,6 +9,7 @@ from jaxstab.model.transformer import read_table
 from jaxstab.reparam import fixup as scalars
 from jaxstab.reparam import reparameterize
 from jaxstab.table import rows
+from tests.reparam.drawn import pulled_back
 
 
 def table_of(bias):
@@ -18,20 +18,8 @@ def table_of(bias):
 
 
 def test_values_and_gradients_are_the_formulas():
-    table = table_of(bias=True)
-    with jax.enable_x64(True):
-        rep = reparameterize(table, scalars())
-        dice = np.random.default_rng(0)
-        raw, state = rep.init(jax.tree.map(lambda x: x.astype(jnp.float64), draw(jax.random.key(0), table)))
-        raw = jax.tree.map(lambda x: x + dice.normal(size=x.shape), raw)
-        weights, pullback = jax.vjp(lambda raw: rep.effective(raw, state)[0], raw)
-        cotangent = jax.tree.map(lambda x: jnp.asarray(dice.normal(size=x.shape)), weights)
-        (gradient,) = pullback(cotangent)
-
-    def of(tree, name):
-        return jax.tree.map(np.asarray, tree["layers"]["mlp"][name])
-
-    stored, used, delta, slopes = (of(tree, "down_proj") for tree in (raw, weights, cotangent, gradient))
+    trees = pulled_back(table_of(bias=True), scalars())
+    stored, used, delta, slopes = (tree["layers"]["mlp"]["down_proj"] for tree in trees)
     a, b = stored["kernel"]["gate"], stored["bias"]["bias"]
     assert a.shape == b.shape == (3,)
     np.testing.assert_allclose(used["kernel"], a[:, None, None] * stored["kernel"]["weight"])
@@ -40,7 +28,7 @@ def test_values_and_gradients_are_the_formulas():
     np.testing.assert_allclose(slopes["bias"]["bias"], a * delta["bias"].sum(1))
     by_a = (delta["kernel"] * stored["kernel"]["weight"]).sum((1, 2)) + b * delta["bias"].sum(1)
     np.testing.assert_allclose(slopes["kernel"]["gate"], by_a)
-    stored, used, delta, slopes = (of(tree, "up_proj") for tree in (raw, weights, cotangent, gradient))
+    stored, used, delta, slopes = (tree["layers"]["mlp"]["up_proj"] for tree in trees)
     np.testing.assert_allclose(used["kernel"], stored["kernel"])
     np.testing.assert_allclose(used["bias"], stored["bias"]["bias"][:, None] * np.ones(32))
     np.testing.assert_allclose(slopes["bias"]["bias"], delta["bias"].sum(1))

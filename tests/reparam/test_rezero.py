@@ -1,7 +1,6 @@
 """rezero: one gate a branch, from zero."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ from jaxstab.model.config import ModelConfig
 from jaxstab.model.transformer import Transformer, read_table
 from jaxstab.reparam import mlra, reparameterize, rezero
 from jaxstab.table import rows
+from tests.reparam.drawn import pulled_back
 
 TOKENS = jax.random.randint(jax.random.key(9), (2, 8), 0, 11)
 
@@ -34,26 +34,17 @@ def test_every_block_is_the_identity_at_initialization(bias, methods):
 
 def test_values_and_gradients_are_those_of_one_gate_on_matrix_and_bias():
     _, table = model(bias=True)
-    with jax.enable_x64(True):
-        rep = reparameterize(table, rezero())
-        rng = np.random.default_rng(0)
-        raw, state = rep.init(jax.tree.map(lambda x: x.astype(jnp.float64), draw(jax.random.key(0), table)))
-        raw = jax.tree.map(lambda x: x + rng.normal(size=x.shape), raw)
-        weights, pullback = jax.vjp(lambda raw: rep.effective(raw, state)[0], raw)
-        cotangent = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), weights)
-        (gradient,) = pullback(cotangent)
-    stored, used, delta, found = (
-        jax.tree.map(np.asarray, tree["layers"]["mlp"]["down_proj"]) for tree in (raw, weights, cotangent, gradient)
-    )
+    trees = pulled_back(table, rezero())
+    stored, used, delta, slopes = (tree["layers"]["mlp"]["down_proj"] for tree in trees)
     gate = stored["kernel"]["gate"]
     assert gate.shape == (3,) and stored["bias"]["gate"] is None
     np.testing.assert_allclose(used["kernel"], gate[:, None, None] * stored["kernel"]["weight"])
     np.testing.assert_allclose(used["bias"], gate[:, None] * stored["bias"]["weight"])
-    np.testing.assert_allclose(found["kernel"]["weight"], gate[:, None, None] * delta["kernel"])
-    np.testing.assert_allclose(found["bias"]["weight"], gate[:, None] * delta["bias"])
+    np.testing.assert_allclose(slopes["kernel"]["weight"], gate[:, None, None] * delta["kernel"])
+    np.testing.assert_allclose(slopes["bias"]["weight"], gate[:, None] * delta["bias"])
     expected = np.sum(delta["kernel"] * stored["kernel"]["weight"], (1, 2))
     expected += np.sum(delta["bias"] * stored["bias"]["weight"], 1)
-    np.testing.assert_allclose(found["kernel"]["gate"], expected)
+    np.testing.assert_allclose(slopes["kernel"]["gate"], expected)
 
 
 def test_there_is_one_gate_a_branch():

@@ -1,13 +1,14 @@
 """Runs of several real processes on this machine, and how they end."""
 
 import contextlib
-import os
 import re
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from benchmarks import virtual
 
 ROOT = Path(__file__).parents[2]
 PROCESS = Path(__file__).with_name("process.py")
@@ -56,9 +57,7 @@ def by_slurm(number, count, address):
 
 def environment(devices=DEVICES):
     """The environment of a process that has so many devices."""
-    others = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
-    flags = " ".join([f"--xla_force_host_platform_device_count={devices}", *others])
-    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    return virtual.environment(devices) | {"PYTHONPATH": str(ROOT)}
 
 
 class Launch:
