@@ -1,0 +1,170 @@
+"""What a rung of the ladder says: every method at all rates, those that several seeds judge, and pairs of these.
+
+    python benchmarks/methods.py --workdir=runs/ladder-1 --workdir=runs/ladder-1b --out=docs/results/methods
+
+Of the first seed: the losses at all rates, the best in bold; Wortsman et al. 2023's sensitivity, where a method has
+every rate; and the rates within 0.1 nats of the best. Of methods with several seeds at their best rate: means with 95%
+intervals by resampling; the law's verdict beside the first method in the rows (docs/compare.md); and the
+difference between each two of them over all seeds that both have, with p by permutation of signs, which nobody fixed
+before. A run that two of the workdirs have is taken from the first. The figure has the losses over rates, a panel a
+family.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from jaxstab.compare.curves import COLORS
+from jaxstab.compare.promotion import THRESHOLD, Law, promotions
+from jaxstab.compare.statistics import estimate, paired, sensitivity
+from jaxstab.compare.tables import Table, best_rate, difference, losses, mean_losses, rates, variants
+
+LOSS = "validation_loss"
+TEXTS = {LOSS: "held-out text", "wikitext_loss": "WikiText-2"}
+USABLE = 0.1  # nats above a method's best loss
+FAMILIES = {
+    "initial scales": "he xavier megatron zero_outputs metainit gradinit nio autoinit",
+    "reparameterizations": "wesar wesar_wide wesar_small wesar_fixed weight_norm sigma_reparam",
+    "further reparameterizations": "residual_scaling residual_scaling_small sigma_reparam_post multipliers "
+    "multipliers_both fixup wesar_gradinit",
+    "rates alone, and MLRA": "rescaled_rates rescaled_rates_wide mlra mlra_normal mlra_normal_control",
+    "embeddings and lm_head": "plain embed_detach scaled_embed embed_norm mu_centering no_z_loss",
+    "norms": "qk_norm peri reordered sandwich mix_ln dyt derf",
+    "attention and the MLP": "gated_heads gated_elements sink swiglu mlp_clamp",
+    "update rules": "muon muon_per_head normuon cautious_adamw stable_adamw spam",
+    "decay, norms held": "adamh muonh adamc cautious_decay embeddings_undecayed",
+    "clipping": "adagc zclip update_clip unclipped",
+}
+
+Row = Mapping[str, Any]
+
+
+def read(workdirs: Sequence[Path]) -> list[Row]:
+    """The rows of comparisons, each run once."""
+    rows: dict[str, Row] = {}
+    for workdir in workdirs:
+        for line in (workdir / "results.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            rows.setdefault(row["cell"], row)
+    return list(rows.values())
+
+
+def of_first_seed(rows: Sequence[Row]) -> list[Row]:
+    first = min(row["seed"] for row in rows)
+    return [row for row in rows if row["seed"] == first]
+
+
+def at_all_rates(rows: Sequence[Row]) -> Table:
+    """The first seed's losses, the method with the lowest first."""
+    rows, grid = of_first_seed(rows), rates(rows)
+
+    def line(variant: str) -> tuple[float, tuple[str, ...]]:
+        of_rate, best = mean_losses(rows, variant, LOSS), best_rate(rows, variant, LOSS)
+        initial = float(np.mean([row["initial_loss"] for row in rows if row["variant"] == variant]))
+        usable = [f"{rate:g}" for rate in of_rate if of_rate[rate] < of_rate[best] + USABLE]
+        told = {rate: f"{loss:.3f}" if np.isfinite(loss) else "diverged" for rate, loss in of_rate.items()}
+        told[best] = f"**{told[best]}**"
+        minds = f"{sensitivity(of_rate, initial):.2f}" if len(of_rate) == len(grid) else ""
+        span = " to ".join(dict.fromkeys((usable[0], usable[-1]))) if usable else "none"
+        return of_rate[best], (variant, *(told.get(rate, "") for rate in grid), minds, span)
+
+    head = ("method", *(f"{rate:g}" for rate in grid), "sensitivity", f"within {USABLE} of its best")
+    return Table("One seed at all rates", head, tuple(each for _, each in sorted(map(line, variants(rows)))))
+
+
+def of_several_seeds(rows: Sequence[Row]) -> list[Row]:
+    """The runs at the rates that the first seed chose, of methods that have several seeds there."""
+    first = of_first_seed(rows)
+    chosen = {(variant, best_rate(first, variant, LOSS)) for variant in variants(first)}
+    at_rate = [row for row in rows if (row["variant"], row["learning_rate"]) in chosen]
+    several = {row["variant"] for row in at_rate if row["seed"] != first[0]["seed"]}
+    return sorted((row for row in at_rate if row["variant"] in several), key=lambda row: row["learning_rate"])
+
+
+def means(rows: Sequence[Row]) -> Table:
+    """Means over seeds, on every text."""
+    body = []
+    for variant in variants(rows):
+        own = [row for row in rows if row["variant"] == variant]
+        values = [estimate([row[name] for row in own if name in row]) for name in TEXTS]
+        told = [f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]" for value in values]
+        spread = np.std([row[LOSS] for row in own], ddof=1)
+        body.append((values[0].mean, (variant, f"{own[0]['learning_rate']:g}", *told, f"{spread:.3f}", str(len(own)))))
+    head = ("method", "rate", *(f"{text} [95%]" for text in TEXTS.values()), "std over seeds", "seeds")
+    return Table("Several seeds", head, tuple(line for _, line in sorted(body)))
+
+
+def pairs(rows: Sequence[Row]) -> Table:
+    """The difference between each two methods, on every text."""
+    order = sorted(variants(rows), key=lambda variant: min(mean_losses(rows, variant, LOSS).values()))
+    of = {
+        (variant, name): losses(rows, variant, best_rate(rows, variant, LOSS), name)
+        for variant in order
+        for name in TEXTS
+    }
+    body = [
+        (f"{one} - {other}", *(difference(paired(of[one, name], of[other, name])) for name in TEXTS))
+        for one, other in itertools.combinations(order, 2)
+    ]
+    return Table("Beside each other", ("", *TEXTS.values()), tuple(body))
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """The first seed's losses over rates, a panel a family, with the baseline in each."""
+    rows, baseline = of_first_seed(rows), rows[0]["variant"]
+    there = {family: [name for name in names.split() if name in variants(rows)] for family, names in FAMILIES.items()}
+    run = {family: names for family, names in there.items() if names}
+    across = 2
+    down = -(-len(run) // across)
+    figure, axes = plt.subplots(down, across, figsize=(9, 2.6 * down), layout="constrained", sharex=True, sharey=True)
+    for axis, (family, names) in zip(np.ravel(axes), run.items(), strict=False):
+        for place, variant in enumerate([baseline, *names]):
+            of_rate = {rate: loss for rate, loss in mean_losses(rows, variant, LOSS).items() if np.isfinite(loss)}
+            style = {"color": "#999999", "linewidth": 3} if not place else {"color": COLORS[place - 1]}
+            marker = "osv^Dx*P"[place % 8]
+            axis.plot(list(of_rate), list(of_rate.values()), marker=marker, markersize=4, label=variant, **style)
+        axis.set(xscale="log", title=family)
+        axis.legend(fontsize=7)
+    figure.supxlabel("peak learning rate")
+    figure.supylabel("loss on held-out text")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    """Reads the rows of comparisons, and writes tables and a figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", action="append", required=True, type=Path, help="of a comparison; several go")
+    parser.add_argument("--out", required=True, type=Path, help="a directory for methods.md and methods.svg")
+    given = parser.parse_args()
+    missing = [str(each / "results.jsonl") for each in given.workdir if not (each / "results.jsonl").is_file()]
+    if missing:
+        parser.error(f"no {', '.join(missing)}: --workdir is that of `main.py compare`")
+    rows = read(given.workdir)
+    law = Law(rows[0]["variant"], of_first_seed(rows)[0]["seed"], THRESHOLD)
+    several = of_several_seeds(rows)
+    diverged = sum(row["diverged"] for row in rows)
+    tables = [means(several), promotions(several, LOSS, law), pairs(several)] if several else []
+    text = f"{len(rows)} runs, {diverged} of them diverged.\n\n"
+    text += "\n".join(table.markdown for table in (*tables, at_all_rates(rows)))
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "methods.md").write_text(text)
+    draw(rows, given.out / "methods.svg")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The page of a rung: what is bold, usable and judged is what was planted, and every method has its family."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import methods
+from configs.methods import METHODS
+
+
+def row(method, rate, seed, loss):
+    return {
+        **{"cell": f"{method}-{rate:g}-seed{seed}", "variant": method, "method": method, "learning_rate": rate},
+        **{"seed": seed, "initial_loss": 7.0, "diverged": bool(np.isinf(loss)), "wikitext_loss": loss + 1},
+        "validation_loss": loss,
+    }
+
+
+def rows():
+    """By seed 1 "muon" is best at 0.1 and diverges at 1, where "small" is best; seven more judge it 0.2 ahead."""
+    first = {"small": (6.0, 5.6, 5.5), "muon": (5.36, 5.3, np.inf), "he": (6.5, 6.0)}
+    of_first = [
+        row(method, rate, 1, loss)
+        for method, of_rate in first.items()
+        for rate, loss in zip((0.01, 0.1, 1.0), of_rate, strict=False)
+    ]
+    others = [
+        row(method, rate, seed, loss + 0.01 * seed)
+        for seed in range(2, 9)
+        for method, rate, loss in (("small", 1.0, 5.5), ("muon", 0.1, 5.3))
+    ]
+    return of_first + others
+
+
+def test_every_method_has_one_family():
+    names = [name for names in methods.FAMILIES.values() for name in names.split()]
+    assert sorted([*names, "small"]) == sorted(METHODS)
+
+
+def test_the_first_seed_is_told_at_all_rates():
+    muon, small, he = methods.at_all_rates(rows()).rows
+    assert muon == ("muon", "5.360", "**5.300**", "diverged", f"{(0.06 + 0 + 1.7) / 3:.2f}", "0.01 to 0.1")
+    assert small == ("small", "6.000", "5.600", "**5.500**", f"{(0.5 + 0.1) / 3:.2f}", "1")
+    assert he == ("he", "6.500", "**6.000**", "", "", "0.1")
+
+
+def test_several_seeds_are_told_at_the_rate_that_the_first_chose():
+    several = methods.of_several_seeds(rows())
+    assert {(each["variant"], each["learning_rate"]) for each in several} == {("muon", 0.1), ("small", 1.0)}
+    assert [line[:2] + line[-1:] for line in methods.means(several).rows] == [("muon", "0.1", "8"), ("small", "1", "8")]
+    ((name, difference, _),) = methods.pairs(several).rows
+    assert name == "muon - small" and difference.startswith("-0.2000 [-0.2000, -0.2000]; p=0.00781 (n=8)")
+
+
+def test_a_run_of_two_comparisons_counts_once_and_what_is_missing_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["methods", f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"])
+    with pytest.raises(SystemExit):
+        methods.main()
+    assert "no " + str(tmp_path / "results.jsonl") in capsys.readouterr().err
+    second = tmp_path / "second"
+    second.mkdir()
+    for directory, lines in ((tmp_path, rows()), (second, [row("small", 1.0, 1, 9.0), row("peri", 1.0, 1, 5.4)])):
+        (directory / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(sys, "argv", [*sys.argv, f"--workdir={second}"])
+    methods.main()
+    page = (tmp_path / "out" / "methods.md").read_text()
+    assert page.startswith("23 runs, 1 of them diverged.") and "| muon | 0.1 | -0.2000" in page
+    assert "9.000" not in page and "| peri |  |  | **5.400** |  | 1 |" in page
+    assert (tmp_path / "out" / "methods.svg").stat().st_size > 10_000
