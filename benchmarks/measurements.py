@@ -12,8 +12,8 @@ model of 40 layers. On an idle machine; prints the ratios of each round, of seco
 which other programs disturb less. A few percent of a step are hard to see so: `by itself` is what the
 measurements take beyond the norms that every step takes, in a program without the step, and what the host takes longer.
 
-With `full`, a turn is a step, the full measurements without instruments, or an instrument by itself, with the gradient
-and the update that it asks for, each in a program of its own.
+With `full`, a turn is a step, the same once more as the control, the full measurements without instruments, or an
+instrument by itself, with the gradient and the update that it asks for, each in a program of its own.
 """
 
 import dataclasses
@@ -150,7 +150,10 @@ def main() -> None:
 
 
 def of_full(shape: str, rounds: int) -> dict[str, Any]:
-    """Seconds and CPU seconds of a step, of the full measurements and of every instrument, in turns."""
+    """Seconds and CPU seconds of two equal steps, of the full measurements and of every instrument, in turns.
+
+    `steps` has the CPU seconds over those of the first step, of which the second is the control.
+    """
     config = config_of(shape, "full")
     program = build(config)
     state, given, tokens = program.init(0), hypers(program), tokens_of(config)
@@ -162,7 +165,8 @@ def of_full(shape: str, rounds: int) -> dict[str, Any]:
         return lambda: function(state, tokens, given)
 
     step = jax.jit(program.step.__wrapped__)  # that keeps the state
-    turns = {"step": lambda: step(state, tokens, given), "full": lambda: program.measure(state, tokens, given)}
+    turns = dict.fromkeys(("step", "control"), lambda: step(state, tokens, given))
+    turns |= {"full": lambda: program.measure(state, tokens, given)}
     turns |= {name: by_choice(name) for name in INSTRUMENTS}
     for turn in turns.values():
         jax.block_until_ready(turn())
@@ -170,7 +174,7 @@ def of_full(shape: str, rounds: int) -> dict[str, Any]:
     return {"shape": shape, "rounds": rounds} | {
         name: {
             **{what: round(statistics.median(each[name][i] for each in taken), 3) for i, what in enumerate(CLOCKS)},
-            "steps": round(statistics.median(each[name][1] / each["step"][1] for each in taken), 2),
+            "steps": summary([each[name][1] / each["step"][1] for each in taken]),
         }
         for name in turns
     }
