@@ -44,7 +44,7 @@ FAMILIES = {
     "embeddings and lm_head": "plain embed_detach scaled_embed embed_norm mu_centering no_z_loss",
     "norms": "qk_norm peri reordered sandwich mix_ln dyt derf",
     "attention and the MLP": "gated_heads gated_elements sink swiglu mlp_clamp",
-    "update rules": "muon muon_per_head normuon cautious_adamw stable_adamw spam",
+    "update rules": "muon muon_per_head polar_express normuon cautious_adamw batch_adamw stable_adamw spam",
     "decay, norms held": "adamh muonh adamc cautious_decay embeddings_undecayed",
     "clipping": "adagc zclip update_clip unclipped",
 }

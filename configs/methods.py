@@ -94,11 +94,14 @@ METHODS: dict[str, dict[str, Any]] = {
     # Stollenwerk et al. 2026, in place of the z-loss; without either
     "mu_centering": {**SMALL, "optimizer.projection.method": "mu_centering", "train.z_loss": 0.0},
     "no_z_loss": {**SMALL, "train.z_loss": 0.0},
-    # Jordan et al. 2024; Li et al. 2025 (NorMuon); Liang et al. 2024 (cautious)
+    # Jordan et al. 2024; Amsel et al. 2025 (Polar Express); Li et al. 2025 (NorMuon); Liang et al. 2024
+    # (cautious); Marin 2026 (AdamW by batch)
     "muon": {**SMALL, "optimizer.rule.method": "muon"},
     "muon_per_head": {**SMALL, "optimizer.rule.method": "muon", "optimizer.rule.muon.per_head": True},  # Kimi K3
+    "polar_express": {**SMALL, "optimizer.rule.method": "muon", "optimizer.rule.muon.coefficients": "polar_express"},
     "normuon": {**SMALL, "optimizer.rule.method": "normuon"},
     "cautious_adamw": {**SMALL, "optimizer.rule.method": "cautious_adamw"},
+    "batch_adamw": {**SMALL, "optimizer.rule.method": "batch_adamw"},  # at the batch it was tuned for: beta2 is 0.999
     # Huang et al. 2025, with their own clipping alone
     "spam": {**SMALL, "optimizer.rule.method": "spam", "optimizer.clip.method": "none"},
     # Decay: Defazio 2025 (AdamC); Chen et al. 2025 (cautious); OLMo 2; Wen et al. 2025 (hyperball)
