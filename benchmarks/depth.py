@@ -13,17 +13,22 @@ The slope's 95% interval is by Student's t over all runs of the method at its be
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 import scipy.stats
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+from benchmarks.comparisons import rows_of, write
+from jaxstab.compare.curves import COLORS
+from jaxstab.compare.tables import Result, best_rate, variants
 
 DEPTH = "model.layers"
 LOSS = "validation_loss"
@@ -33,9 +38,6 @@ NUMBERS = {
     "shortcut_std": "std of the shortcut after the last block, at the end",
     "jacobian": "largest spectral norm of a block's Jacobian, at the end",
 }
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
-
-Row = Mapping[str, Any]
 
 
 class Slope(NamedTuple):
@@ -47,19 +49,19 @@ class Slope(NamedTuple):
     n: int
 
 
-def at_best_rates(rows: Sequence[Row], method: str) -> list[Row]:
+def at_best_rates(rows: Sequence[Result], method: str) -> list[Result]:
     """The runs of a method that count: at each depth those at the rate that its first seed chose, without that seed."""
     runs = []
-    for depth in sorted({row[DEPTH] for row in rows if row["method"] == method}):
-        of_depth = [row for row in rows if row["method"] == method and row[DEPTH] == depth]
-        first = min(row["seed"] for row in of_depth)
-        rate = min((row.get(LOSS, np.inf), row["learning_rate"]) for row in of_depth if row["seed"] == first)[1]
-        at_rate = [row for row in of_depth if row["learning_rate"] == rate]
+    for variant in variants([row for row in rows if row["method"] == method]):
+        own = [row for row in rows if row["variant"] == variant]
+        first = min(row["seed"] for row in own)
+        rate = best_rate([row for row in own if row["seed"] == first], variant, LOSS)
+        at_rate = [row for row in own if row["learning_rate"] == rate]
         runs += [row for row in at_rate if row["seed"] != first] or at_rate
     return runs
 
 
-def slope(runs: Sequence[Row], number: str) -> Slope:
+def slope(runs: Sequence[Result], number: str) -> Slope:
     """How a number grows with depth."""
     points = [(np.log2(row[DEPTH]), row[number]) for row in runs if number in row and row[number] > 0]
     if len(points) < 3:
@@ -70,13 +72,13 @@ def slope(runs: Sequence[Row], number: str) -> Slope:
     return Slope(float(fit.slope), float(fit.slope - half), float(fit.slope + half), len(points))
 
 
-def means(runs: Sequence[Row], number: str) -> dict[int, float]:
+def means(runs: Sequence[Result], number: str) -> dict[int, float]:
     """{depth: the mean of a number over its runs}."""
     depths = sorted({row[DEPTH] for row in runs if number in row})
     return {depth: float(np.mean([row[number] for row in runs if row[DEPTH] == depth])) for depth in depths}
 
 
-def markdown(rows: Sequence[Row], number: str) -> str:
+def markdown(rows: Sequence[Result], number: str) -> str:
     """A number over depth, a row a method."""
     depths = sorted({row[DEPTH] for row in rows})
     lines = [
@@ -93,14 +95,14 @@ def markdown(rows: Sequence[Row], number: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[Result], path: Path) -> None:
     """All numbers over depth."""
     measured = [number for number in NUMBERS if any(number in row for row in rows)]
     figure, axes = plt.subplots(1, len(measured), figsize=(4 * len(measured), 3.4), layout="constrained", squeeze=False)
     for axis, number in zip(axes[0], measured, strict=True):
         for place, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
             values = means(at_best_rates(rows, method), number)
-            style = {"color": COLOURS[place % len(COLOURS)], "marker": "osv^Dx*P"[place % 8], "label": method}
+            style = {"color": COLORS[place % len(COLORS)], "marker": "osv^Dx*P"[place % 8], "label": method}
             axis.plot(list(values), list(values.values()), **style)
         axis.set_xscale("log", base=2)
         axis.set_yscale("linear" if number == LOSS else "log")
@@ -117,15 +119,11 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="of a comparison with --vary=model.layers=...")
     parser.add_argument("--out", required=True, type=Path, help="a directory for depth.md and depth.svg")
     given = parser.parse_args()
-    path = given.workdir / "results.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    if not rows or DEPTH not in rows[0]:
-        parser.error(f"{path} has no runs of several depths: compare with --vary={DEPTH}=6,12,24")
-    given.out.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(markdown(rows, number) for number in NUMBERS)
-    (given.out / "depth.md").write_text(text)
+    rows = rows_of(parser, [given.workdir])
+    if not all(DEPTH in row for row in rows):
+        parser.error(f"{given.workdir} has no runs of several depths: compare with --vary={DEPTH}=6,12,24")
+    write(given.out, "depth", "\n".join(markdown(rows, number) for number in NUMBERS))
     draw(rows, given.out / "depth.svg")
-    print(text)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,17 @@ benchmarks/foretold.py.
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.comparisons import directories_of, write
 from jaxstab.compare.measured import series_of
 from jaxstab.compare.statistics import Estimate, estimate
 from jaxstab.logging import in_force, read_measurements, read_metrics
@@ -240,19 +243,6 @@ def markdown(results: Sequence[Result], runs: Sequence[Run], horizon: int, rate:
             f"{steps.mean:.1f} [{steps.low:.1f}, {steps.high:.1f}] |"
         )
     return "\n".join(lines) + "\n"
-
-
-def directories_of(workdir: Path) -> list[Path]:
-    """The workdirs of a comparison's runs that are done."""
-    return [path.parent for path in sorted(workdir.glob("cells/*/result.json"))]
-
-
-def write(out: Path, name: str, text: str, numbers: Any) -> None:
-    """Writes a table and its numbers below a directory, and shows the table."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.md").write_text(text)
-    (out / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    print(text)
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ import scipy.stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.foretell import WARNING, Run, directories_of, read, steps_of_warning, write
+from benchmarks.comparisons import directories_of, write
+from benchmarks.foretell import WARNING, Run, read, steps_of_warning
 from jaxstab.stability import spikes
 
 

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks.comparisons import rows_of, write
 from jaxstab.compare.curves import COLORS
 from jaxstab.compare.promotion import THRESHOLD, Law, promotions
 from jaxstab.compare.statistics import estimate, paired, sensitivity
-from jaxstab.compare.tables import Table, best_rate, difference, losses, mean_losses, rates, variants
+from jaxstab.compare.tables import Result, Table, best_rate, difference, losses, mean_losses, rates, variants
 
 LOSS = "validation_loss"
 TEXTS = {LOSS: "held-out text", "wikitext_loss": "WikiText-2"}
@@ -49,25 +48,13 @@ FAMILIES = {
     "clipping": "adagc zclip update_clip unclipped",
 }
 
-Row = Mapping[str, Any]
 
-
-def read(workdirs: Sequence[Path]) -> list[Row]:
-    """The rows of comparisons, each run once."""
-    rows: dict[str, Row] = {}
-    for workdir in workdirs:
-        for line in (workdir / "results.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            rows.setdefault(row["cell"], row)
-    return list(rows.values())
-
-
-def of_first_seed(rows: Sequence[Row]) -> list[Row]:
+def of_first_seed(rows: Sequence[Result]) -> list[Result]:
     first = min(row["seed"] for row in rows)
     return [row for row in rows if row["seed"] == first]
 
 
-def at_all_rates(rows: Sequence[Row]) -> Table:
+def at_all_rates(rows: Sequence[Result]) -> Table:
     """The first seed's losses, the method with the lowest first."""
     rows, grid = of_first_seed(rows), rates(rows)
 
@@ -85,7 +72,7 @@ def at_all_rates(rows: Sequence[Row]) -> Table:
     return Table("One seed at all rates", head, tuple(each for _, each in sorted(map(line, variants(rows)))))
 
 
-def of_several_seeds(rows: Sequence[Row]) -> list[Row]:
+def of_several_seeds(rows: Sequence[Result]) -> list[Result]:
     """The runs at the rates that the first seed chose, of methods that have several seeds there."""
     first = of_first_seed(rows)
     chosen = {(variant, best_rate(first, variant, LOSS)) for variant in variants(first)}
@@ -94,7 +81,7 @@ def of_several_seeds(rows: Sequence[Row]) -> list[Row]:
     return sorted((row for row in at_rate if row["variant"] in several), key=lambda row: row["learning_rate"])
 
 
-def means(rows: Sequence[Row]) -> Table:
+def means(rows: Sequence[Result]) -> Table:
     """Means over seeds, on every text."""
     body = []
     for variant in variants(rows):
@@ -107,7 +94,7 @@ def means(rows: Sequence[Row]) -> Table:
     return Table("Several seeds", head, tuple(line for _, line in sorted(body)))
 
 
-def pairs(rows: Sequence[Row]) -> Table:
+def pairs(rows: Sequence[Result]) -> Table:
     """The difference between each two methods, on every text."""
     order = sorted(variants(rows), key=lambda variant: min(mean_losses(rows, variant, LOSS).values()))
     of = {
@@ -122,7 +109,7 @@ def pairs(rows: Sequence[Row]) -> Table:
     return Table("Beside each other", ("", *TEXTS.values()), tuple(body))
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[Result], path: Path) -> None:
     """The first seed's losses over rates, a panel a family, with the baseline in each."""
     rows, baseline = of_first_seed(rows), rows[0]["variant"]
     there = {family: [name for name in names.split() if name in variants(rows)] for family, names in FAMILIES.items()}
@@ -150,20 +137,18 @@ def main() -> None:
     parser.add_argument("--workdir", action="append", required=True, type=Path, help="of a comparison; several go")
     parser.add_argument("--out", required=True, type=Path, help="a directory for methods.md and methods.svg")
     given = parser.parse_args()
-    missing = [str(each / "results.jsonl") for each in given.workdir if not (each / "results.jsonl").is_file()]
-    if missing:
-        parser.error(f"no {', '.join(missing)}: --workdir is that of `main.py compare`")
-    rows = read(given.workdir)
+    runs: dict[str, Result] = {}
+    for row in rows_of(parser, given.workdir):
+        runs.setdefault(row["cell"], row)
+    rows = list(runs.values())
     law = Law(rows[0]["variant"], of_first_seed(rows)[0]["seed"], THRESHOLD)
     several = of_several_seeds(rows)
     diverged = sum(row["diverged"] for row in rows)
     tables = [means(several), promotions(several, LOSS, law), pairs(several)] if several else []
     text = f"{len(rows)} runs, {diverged} of them diverged.\n\n"
     text += "\n".join(table.markdown for table in (*tables, at_all_rates(rows)))
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "methods.md").write_text(text)
+    write(given.out, "methods", text)
     draw(rows, given.out / "methods.svg")
-    print(text)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ the first, as their Figure 3 has them, and the mean of these over runs. Interval
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +23,10 @@ import scipy.stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.foretell import directories_of, write
+from benchmarks.comparisons import directories_of, rows_of, write
 from jaxstab.compare.measured import Lines, Series, gradient_variance, series_of
 from jaxstab.compare.statistics import Estimate, estimate, rank_correlation
-from jaxstab.compare.tables import correlation
+from jaxstab.compare.tables import Result, correlation
 from jaxstab.logging import in_force, read_measurements, read_metrics
 
 TARGETS = ("gradient_variance", "gradient_entry_variance", "train_loss", "validation_loss", "diverged")
@@ -41,10 +40,8 @@ PREDICTORS = {  # by the name in a row of a comparison, that in the metrics of a
     "log_z": "train/log_z",
 }
 
-Row = Mapping[str, Any]
 
-
-def within(rows: Sequence[Row], name: str, by: str = "variant") -> np.ndarray:
+def within(rows: Sequence[Result], name: str, by: str = "variant") -> np.ndarray:
     """The ranks of a number among the runs of its own method, from 0 to 1."""
     values, groups = np.array([row[name] for row in rows], float), np.array([row[by] for row in rows])
     ranks = np.zeros(len(rows))
@@ -71,7 +68,7 @@ def over_time(lines: Lines, measured: Mapping[str, Series]) -> dict[str, float]:
     return results
 
 
-def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def table(rows: Sequence[Result]) -> list[dict[str, Any]]:
     """The correlations of every predictor with every target, over all runs and within methods."""
     results = []
     for target in TARGETS:
@@ -116,11 +113,7 @@ def main() -> None:
     parser.add_argument("--workdir", action="append", required=True, type=Path, help="of a comparison; several go")
     parser.add_argument("--out", required=True, type=Path, help="a directory for tev.md and tev.json")
     given = parser.parse_args()
-    paths = [each / "results.jsonl" for each in given.workdir]
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        parser.error(f"no {', '.join(missing)}: --workdir is that of `main.py compare`")
-    rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    rows = rows_of(parser, given.workdir)
     results = table(rows)
     of_runs = {
         str(each): over_time(in_force(read_metrics(each / "metrics.jsonl")), read_measurements(each))

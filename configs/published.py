@@ -21,6 +21,7 @@ PUBLISHED = (
             "residual_scaling_small": {"wikitext": (23.56, 1.03), "lambada": (30.78, 0.35)},
             "wesar": {"wikitext": (17.74, 0.05), "lambada": (27.52, 0.28)},
         },
+        runs=5,
     ),
     Published(
         f"{NISHIDA}, Table 7: 1.3B, 30B tokens, one run",

@@ -13,6 +13,7 @@ from rich.console import Console
 from jaxstab import safe_json
 from jaxstab.compare.grid import Cell
 from jaxstab.compare.measured import Lines, Series, measures, spikes
+from jaxstab.compare.tables import Result
 from jaxstab.config import UserError
 from jaxstab.logging import in_force, read_measurements, read_metrics
 from jaxstab.logging.run import METRICS
@@ -31,21 +32,28 @@ TAIL = 0.1  # of the steps, whose mean loss is that at the end: chosen
 DIVERGED = 0.5
 AT_END = ("log_z", "grad_norm", "grad_norm_effective", "update_norm", "tokens_per_second")
 
-Row = dict[str, Any]
-
 
 def directory_of(workdir: Path, cell: str) -> Path:
     """The workdir of a cell, by its name."""
     return workdir / "cells" / cell
 
 
-def row_of(workdir: Path, cell: Cell) -> Row | None:
+def row_of(workdir: Path, cell: Cell) -> Result | None:
     """The row of a cell that is done; None where it isn't."""
     path = directory_of(workdir, cell.name) / RESULT
+    return read(path) if path.is_file() else None
+
+
+def read(path: Path) -> Result:
+    """What a comparison wrote down of a run.
+
+    Raises:
+      UserError: the file can't be read.
+    """
     try:
-        return safe_json.load(path) if path.is_file() else None
+        return safe_json.load(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error}); delete it, and the run's result is made again") from error
+        raise UserError(f"{path} can't be read ({error}); delete it, and it is made again") from error
 
 
 def run_cell(
@@ -54,7 +62,7 @@ def run_cell(
     programs: Callable[..., Program] | None = None,
     request: StopRequest | None = None,
     results: tuple[type[Exception], ...] = (UserError, jax.errors.JaxRuntimeError),
-) -> Row | None:
+) -> Result | None:
     """Trains a cell to its end, going on where it was stopped; returns None where another process is at work on it.
 
     A run that stops because its loss isn't finite, because a spike stops it, or because the device fails in it, is a
@@ -87,7 +95,7 @@ def run_cell(
     return row
 
 
-def summary(cell: Cell, lines: Lines, measured: Mapping[str, Series], stopped: str = "") -> Row:
+def summary(cell: Cell, lines: Lines, measured: Mapping[str, Series], stopped: str = "") -> dict[str, Any]:
     """What a run came to; numbers that aren't finite are left out.
 
     Args:

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxstab.compare.cells import RESULT, Row, row_of
+from jaxstab.compare.cells import RESULT, read, row_of
 from jaxstab.compare.grid import Grid
 from jaxstab.compare.programs import shared_keys
+from jaxstab.compare.tables import Result
 from jaxstab.config import ConfigError, UserError, flatten
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.config import Config, training_keys
@@ -79,9 +80,9 @@ def _shared(config: Config) -> dict[str, Any]:
     return {key: value for key, value in shared.items() if key in training or key.startswith("eval.")}
 
 
-def rows_of(workdir: Path, grid: Grid) -> list[Row]:
+def rows_of(workdir: Path, grid: Grid) -> list[Result]:
     """The rows of all cells that are done: those of the grid in its order, and those of earlier grids after them."""
     own = [row for cell in grid.cells if (row := row_of(workdir, cell))]
     names = {cell.name for cell in grid.cells}
     others = (path for path in sorted(workdir.glob(f"cells/*/{RESULT}")) if path.parent.name not in names)
-    return own + [json.loads(path.read_text()) for path in others]
+    return own + [read(path) for path in others]

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxstab.compare.cells import Row, directory_of
+from jaxstab.compare.cells import directory_of
 from jaxstab.compare.measured import MLP, Series, gradient_variance, series_of
 from jaxstab.compare.statistics import rank_correlation
-from jaxstab.compare.tables import Table, best_rate, by_rate, correlation, mean_losses, pairs_of, variants
+from jaxstab.compare.tables import Result, Table, best_rate, by_rate, correlation, mean_losses, pairs_of, variants
 from jaxstab.diagnose.figures import canvas, svg_of, thinned
 from jaxstab.logging import in_force, read_measurements, read_metrics
 from jaxstab.logging.run import METRICS
@@ -53,7 +53,7 @@ class Figure:
     missing: str = ""
 
 
-def cases(rows: Sequence[Row], loss: str, workdir: Path) -> list[Case]:
+def cases(rows: Sequence[Result], loss: str, workdir: Path) -> list[Case]:
     """The runs that curves are drawn of."""
     chosen = []
     for variant in variants(rows):
@@ -65,13 +65,13 @@ def cases(rows: Sequence[Row], loss: str, workdir: Path) -> list[Case]:
     return chosen
 
 
-def figures(rows: Sequence[Row], loss: str, workdir: Path) -> list[Figure]:
+def figures(rows: Sequence[Result], loss: str, workdir: Path) -> list[Figure]:
     """All figures of a comparison."""
     runs = cases(rows, loss, workdir)
     return [loss_against_rate(rows, loss), *(each(runs) for each in CURVES), tev_and_variance(rows, runs)]
 
 
-def loss_against_rate(rows: Sequence[Row], loss: str) -> Figure:
+def loss_against_rate(rows: Sequence[Result], loss: str) -> Figure:
     """The mean loss of every variant over the rates; a rate at which a run diverged has no point."""
     with canvas() as figure:
         axis = figure.subplots()
@@ -127,7 +127,7 @@ def variance_by_depth(runs: Sequence[Case]) -> Figure:
         return Figure(title, caption, svg_of(figure), Table(title, head, tuple(body)))
 
 
-def tev_and_variance(rows: Sequence[Row], runs: Sequence[Case]) -> Figure:
+def tev_and_variance(rows: Sequence[Result], runs: Sequence[Case]) -> Figure:
     """TEV beside gradient variance over a run, and one against the other over all runs, with their rank correlation."""
     title, caption = (
         "TEV and gradient variance",

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxstab.compare.comparison import Law
 from jaxstab.compare.statistics import paired
-from jaxstab.compare.tables import Row, Table, best_rate, difference, variants
+from jaxstab.compare.tables import Result, Table, best_rate, difference, variants
 
 Perplexity = tuple[float, float | None]  # mean, and standard deviation over runs where there are several
 
@@ -22,14 +22,16 @@ class Published(NamedTuple):
 
     Attributes:
       title: paper, table, size, tokens and runs.
+      runs: how many a standard deviation is of.
       perplexities: {method: {set: perplexity}}.
     """
 
     title: str
     perplexities: Mapping[str, Mapping[str, Perplexity]]
+    runs: int = 1
 
 
-def beside(published: Published, rows: Sequence[Row], loss: str, law: Law) -> list[Table]:
+def beside(published: Published, rows: Sequence[Result], loss: str, law: Law) -> list[Table]:
     """A paper's numbers beside the project's, and the pairs of methods by whether their orders agree; none where fewer
     than two of its methods are among the rows.
 
@@ -64,7 +66,7 @@ def beside(published: Published, rows: Sequence[Row], loss: str, law: Law) -> li
     ]
 
 
-def _log_perplexities(rows: Sequence[Row], method: str, name: str, loss: str, law: Law) -> dict[int, float]:
+def _log_perplexities(rows: Sequence[Result], method: str, name: str, loss: str, law: Law) -> dict[int, float]:
     """{seed: ln perplexity} at a method's best rate, by the seeds that didn't choose it where there are any."""
     own = [row for row in rows if row["variant"] == method]
     choosing = [row for row in own if row["seed"] == law.seed] or own
@@ -91,11 +93,11 @@ def _pair(
     return (
         told,
         difference(here),
-        _word(ahead_there, _is_noise(x, y, x_std, y_std), here.difference.mean, here.p, threshold),
+        _word(ahead_there, _is_noise(x, y, x_std, y_std, published.runs), here.difference.mean, here.p, threshold),
     )
 
 
-def _is_noise(x: float, y: float, x_std: float | None, y_std: float | None, runs: int = 5) -> bool:
+def _is_noise(x: float, y: float, x_std: float | None, y_std: float | None, runs: int) -> bool:
     """Whether a paper's difference is within two standard errors; where it has no spread, only a tie is."""
     if x_std is None or y_std is None:
         return x == y

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from jaxstab.compare.comparison import Law
 from jaxstab.compare.grid import Cell, Grid
 from jaxstab.compare.statistics import Paired, paired
-from jaxstab.compare.tables import Row, Table, best_rate, difference, losses, variants
+from jaxstab.compare.tables import Result, Table, best_rate, difference, losses, variants
 from jaxstab.config import ConfigError
 
 THRESHOLD = 0.05
@@ -53,7 +53,7 @@ def screening(grid: Grid, law: Law) -> list[Cell]:
     return [cell for cell in grid.cells if cell.seed == law.seed]
 
 
-def deciding(grid: Grid, rows: Sequence[Row], loss: str, law: Law) -> list[Cell]:
+def deciding(grid: Grid, rows: Sequence[Result], loss: str, law: Law) -> list[Cell]:
     """All seeds of the baseline and of those that the first seed doesn't put behind it, at their best rates.
 
     None where no run of the baseline is done.
@@ -65,7 +65,7 @@ def deciding(grid: Grid, rows: Sequence[Row], loss: str, law: Law) -> list[Cell]
     return [cell for cell in grid.cells if cell.variant in chosen and cell.learning_rate == rate[cell.variant]]
 
 
-def verdicts(rows: Sequence[Row], loss: str, law: Law) -> list[Verdict]:
+def verdicts(rows: Sequence[Result], loss: str, law: Law) -> list[Verdict]:
     """How every variant but the baseline stands, by the law; none where the baseline isn't there."""
     first = [row for row in rows if row["seed"] == law.seed]
     others = [row for row in rows if row["seed"] != law.seed]
@@ -81,7 +81,7 @@ def verdicts(rows: Sequence[Row], loss: str, law: Law) -> list[Verdict]:
     return [verdict(variant) for variant in variants(first) if variant != law.baseline]
 
 
-def promotions(rows: Sequence[Row], loss: str, law: Law) -> Table:
+def promotions(rows: Sequence[Result], loss: str, law: Law) -> Table:
     """The verdicts as a table."""
     each = verdicts(rows, loss, law)
     body = tuple((v.variant, f"{v.rate:g}", difference(v.difference), v.word) for v in each)

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from jaxstab.compare import tables
-from jaxstab.compare.cells import Row
 from jaxstab.compare.comparison import Law
 from jaxstab.compare.curves import Figure, figures
 from jaxstab.compare.grid import Grid
 from jaxstab.compare.orderings import Published, beside
 from jaxstab.compare.promotion import promotions
-from jaxstab.compare.tables import Table
+from jaxstab.compare.tables import Result, Table
 from jaxstab.config import UserError
 from jaxstab.diagnose.page import document, escape, table
 from jaxstab.train.workdir import write_text_whole
@@ -24,14 +23,14 @@ from jaxstab.train.workdir import write_text_whole
 LOSSES = ("validation_loss", "train_loss")  # the first that all runs have judges them
 
 
-def loss_of(rows: Sequence[Row]) -> str:
+def loss_of(rows: Sequence[Result]) -> str:
     """The loss by which rows are judged."""
     return next(each for each in LOSSES if all(each in row or row["diverged"] for row in rows))
 
 
 def write(
     grid: Grid,
-    rows: Sequence[Row],
+    rows: Sequence[Result],
     law: Law,
     times: Mapping[str, Any],
     workdir: Path,
@@ -62,7 +61,7 @@ def write(
         raise UserError(f"the report can't be written to {workdir}: {error.strerror}") from error
 
 
-def _tables(rows: Sequence[Row], law: Law, loss: str, times: Mapping[str, Any]) -> list[Table]:
+def _tables(rows: Sequence[Result], law: Law, loss: str, times: Mapping[str, Any]) -> list[Table]:
     common = [tables.at_the_common_rate(rows, law.baseline, loss)] if law.baseline in tables.variants(rows) else []
     return [
         tables.at_their_best(rows, law.baseline, loss),
@@ -88,7 +87,7 @@ def _drawn(figure: Figure) -> str:
     return caption + figure.svg + numbers
 
 
-def _setting(grid: Grid, rows: Sequence[Row]) -> str:
+def _setting(grid: Grid, rows: Sequence[Result]) -> str:
     config = grid.cells[0].config
     steps, batch, length = config.train.steps, config.train.batch_size, config.data.length
     seeds, parameters = len({row["seed"] for row in rows}), np.median([row["parameters"] for row in rows])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ import jax
 from rich.console import Console
 
 from jaxstab.compare import ahead, promotion, report, together
-from jaxstab.compare.cells import Row, row_of, run_cell
+from jaxstab.compare.cells import read, row_of, run_cell
 from jaxstab.compare.comparison import Law, fix, rows_of
 from jaxstab.compare.grid import Cell, Grid
 from jaxstab.compare.orderings import Published
 from jaxstab.compare.programs import Programs
+from jaxstab.compare.tables import Result
 from jaxstab.logging.console import say, shown
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.config import Config
@@ -99,13 +99,13 @@ class Runner:
         for group in together.groups(due):
             choice = self._trials.choose(group, sample)
             for part in together.parts(group, choice.at_once if choice else 1):
-                rows: Mapping[str, Row | None] = {}
+                rows: Mapping[str, Result | None] = {}
                 if choice and len(part) > 1:
                     rows = together.run_together(self._workdir, part, self._programs, choice, self._tell)
                 for cell in part:
                     yield self._outcome(cell, rows)
 
-    def _outcome(self, cell: Cell, rows: Mapping[str, Row | None]) -> str:
+    def _outcome(self, cell: Cell, rows: Mapping[str, Result | None]) -> str:
         """What a cell came to, which is run unless it has its row among those of a part."""
         if cell.name not in rows and (row := row_of(self._workdir, cell)):
             return f"{_told(row)}, by another process"
@@ -150,11 +150,11 @@ class Runner:
 
 
 def _times(workdir: Path) -> Mapping[str, Any]:
-    read = [json.loads(path.read_text()) for path in workdir.glob(f"{TIMES}/*.json")]
-    return {each["variant"]: each for each in read}
+    times = [read(path) for path in workdir.glob(f"{TIMES}/*.json")]
+    return {each["variant"]: each for each in times}
 
 
-def _told(row: Row) -> str:
+def _told(row: Result) -> str:
     if row["diverged"]:
         return f"diverged{', ' + row['stopped'] if row['stopped'] else ''}"
     return f"loss {row[next(loss for loss in report.LOSSES if loss in row)]:.4f}"

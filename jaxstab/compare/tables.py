@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxstab.compare.statistics import Estimate, Paired, estimate, paired, sensitivity
 
-Row = Mapping[str, Any]
+Result = Mapping[str, Any]
 JUDGED = ("_loss", "_perplexity", "_acc")  # how the names of what an evaluation came to end
 SPIKES = "spikes: "
 
@@ -31,15 +31,15 @@ class Table:
         return f"## {self.title}\n\n{body}\n" + (f"\n{self.below}\n" if self.below else "")
 
 
-def variants(rows: Sequence[Row]) -> list[str]:
+def variants(rows: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(row["variant"] for row in rows))
 
 
-def rates(rows: Sequence[Row]) -> list[float]:
+def rates(rows: Sequence[Result]) -> list[float]:
     return sorted({row["learning_rate"] for row in rows})
 
 
-def losses(rows: Sequence[Row], variant: str, rate: float, loss: str) -> dict[int, float]:
+def losses(rows: Sequence[Result], variant: str, rate: float, loss: str) -> dict[int, float]:
     """{seed: loss} of the runs of a variant at a rate; infinite where one diverged."""
     return {
         row["seed"]: np.inf if row["diverged"] else row[loss]
@@ -48,19 +48,19 @@ def losses(rows: Sequence[Row], variant: str, rate: float, loss: str) -> dict[in
     }
 
 
-def mean_losses(rows: Sequence[Row], variant: str, loss: str) -> dict[float, float]:
+def mean_losses(rows: Sequence[Result], variant: str, loss: str) -> dict[float, float]:
     """{rate: mean loss over seeds}; infinite where one of them diverged."""
     by_rate = {rate: list(losses(rows, variant, rate, loss).values()) for rate in rates(rows)}
     return {rate: float(np.mean(values)) for rate, values in by_rate.items() if values}
 
 
-def best_rate(rows: Sequence[Row], variant: str, loss: str) -> float:
+def best_rate(rows: Sequence[Result], variant: str, loss: str) -> float:
     """The rate with the lowest mean loss; the lowest rate where all diverged."""
     means = mean_losses(rows, variant, loss)
     return min(means, key=lambda rate: (means[rate], rate))
 
 
-def at_their_best(rows: Sequence[Row], baseline: str, loss: str) -> Table:
+def at_their_best(rows: Sequence[Result], baseline: str, loss: str) -> Table:
     """Every variant at its own best rate, beside the baseline at its own."""
     of_variant = {variant: best_rate(rows, variant, loss) for variant in variants(rows)}
     below = (
@@ -70,7 +70,7 @@ def at_their_best(rows: Sequence[Row], baseline: str, loss: str) -> Table:
     return _beside("Each at its own best learning rate", rows, baseline, loss, of_variant, below)
 
 
-def at_the_common_rate(rows: Sequence[Row], baseline: str, loss: str) -> Table:
+def at_the_common_rate(rows: Sequence[Result], baseline: str, loss: str) -> Table:
     """Every variant at the rate that is best for the baseline."""
     common = best_rate(rows, baseline, loss)
     of_variant = {variant: common for variant in variants(rows) if losses(rows, variant, common, loss)}
@@ -78,7 +78,7 @@ def at_the_common_rate(rows: Sequence[Row], baseline: str, loss: str) -> Table:
 
 
 def _beside(
-    title: str, rows: Sequence[Row], baseline: str, loss: str, of_variant: Mapping[str, float], below: str
+    title: str, rows: Sequence[Result], baseline: str, loss: str, of_variant: Mapping[str, float], below: str
 ) -> Table:
     """Variants, each at a rate, with their differences to the baseline at its own."""
     tried = rates(rows)
@@ -96,7 +96,7 @@ def _beside(
     return Table(title, head, tuple(body), below)
 
 
-def by_rate(rows: Sequence[Row], loss: str) -> Table:
+def by_rate(rows: Sequence[Result], loss: str) -> Table:
     """The mean loss of every variant at every rate."""
     body = []
     for variant in variants(rows):
@@ -105,7 +105,7 @@ def by_rate(rows: Sequence[Row], loss: str) -> Table:
     return Table(f"{loss} by learning rate", ("method", *(f"{rate:g}" for rate in rates(rows))), tuple(body))
 
 
-def over_rates(rows: Sequence[Row], loss: str) -> Table:
+def over_rates(rows: Sequence[Result], loss: str) -> Table:
     """How much a variant minds its rate, how many of its runs diverged, and the largest rate that trained."""
     body = []
     for variant in variants(rows):
@@ -122,7 +122,7 @@ def over_rates(rows: Sequence[Row], loss: str) -> Table:
     return Table("Over all learning rates", head, tuple(body), below)
 
 
-def judged(rows: Sequence[Row], loss: str) -> Table:
+def judged(rows: Sequence[Result], loss: str) -> Table:
     """What every variant has at its best rate on each set that it was evaluated on, the means over seeds."""
     names = [name for name in _names(rows) if name.endswith(JUDGED) and name not in ("initial_loss", "train_loss")]
     body = []
@@ -134,7 +134,7 @@ def judged(rows: Sequence[Row], loss: str) -> Table:
     return Table("Held-out text, at the best rate", ("method", "rate", *names), tuple(body), below)
 
 
-def spiking(rows: Sequence[Row]) -> Table:
+def spiking(rows: Sequence[Result]) -> Table:
     """How many steps in a hundred the published definitions flag, over all runs of a variant."""
     names = [name for name in _names(rows) if name.startswith(SPIKES)]
     body = []
@@ -146,7 +146,7 @@ def spiking(rows: Sequence[Row]) -> Table:
     return Table("Spike scores", ("method", *(name.removeprefix(SPIKES) for name in names)), tuple(body), below)
 
 
-def cost(rows: Sequence[Row], times: Mapping[str, Mapping[str, Any]]) -> Table:
+def cost(rows: Sequence[Result], times: Mapping[str, Mapping[str, Any]]) -> Table:
     """Stored parameters, and the time of a step over the baseline's.
 
     Args:
@@ -167,7 +167,7 @@ def cost(rows: Sequence[Row], times: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table("Cost", head, tuple(body), below)
 
 
-def pairs_of(rows: Sequence[Row], first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
+def pairs_of(rows: Sequence[Result], first: str, second: str) -> tuple[np.ndarray, np.ndarray]:
     """Two numbers of every row that has both."""
     pairs = [(row[first], row[second]) for row in rows if first in row and second in row]
     x, y = np.array(pairs, float).reshape(-1, 2).T
@@ -180,7 +180,7 @@ def correlation(value: Estimate) -> str:
     return f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}] (n={value.n})"
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def _names(rows: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxstab.compare import ahead
-from jaxstab.compare.cells import Row, row_of, run_cell
+from jaxstab.compare.cells import row_of, run_cell
 from jaxstab.compare.grid import Cell
 from jaxstab.compare.lockstep import Joint, Lockstep, joint_step
 from jaxstab.compare.programs import Programs, shared_keys
+from jaxstab.compare.tables import Result
 from jaxstab.config import UserError
 from jaxstab.train.program import Program
 from jaxstab.train.signals import StopRequest
@@ -122,7 +123,7 @@ def _memory(device: jax.Device) -> int:
 
 def run_together(
     workdir: Path, cells: Sequence[Cell], programs: Programs, choice: Choice, tell: Callable[[str], None]
-) -> dict[str, Row | None]:
+) -> dict[str, Result | None]:
     """Runs cells that share a program as one, each as `run_cell` does, with its workdir, its lock and its checkpoints.
 
     Args:
@@ -145,7 +146,7 @@ def run_together(
         return {}
     program = ahead.program_of(due[0].config, programs)
     lockstep = Lockstep(program.step, choice.joint, choice.at_once, choice.ratio, len(due))
-    outcomes: dict[str, Row | Exception | None] = {}
+    outcomes: dict[str, Result | Exception | None] = {}
 
     def run(number: int, cell: Cell, request: StopRequest) -> None:
         with lockstep.member(number) as stepping:
@@ -165,8 +166,8 @@ def run_together(
     return _rows({cell.name: outcomes[cell.name] for cell in due}, tell)
 
 
-def _rows(outcomes: Mapping[str, Row | Exception | None], tell: Callable[[str], None]) -> dict[str, Row | None]:
-    rows: dict[str, Row | None] = {}
+def _rows(outcomes: Mapping[str, Result | Exception | None], tell: Callable[[str], None]) -> dict[str, Result | None]:
+    rows: dict[str, Result | None] = {}
     for name, outcome in outcomes.items():
         if isinstance(outcome, jax.errors.JaxRuntimeError):
             tell(f"{name} goes on alone: {str(outcome).partition(chr(10))[0]}")

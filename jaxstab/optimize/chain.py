@@ -25,7 +25,7 @@ from jaxstab.config import (
 )
 from jaxstab.optimize import clipping, decays, projections
 from jaxstab.optimize.adam import adamw, batch_adamw, cautious_adamw, stable_adamw
-from jaxstab.optimize.layers import TransformationFactory
+from jaxstab.optimize.layers import TransformationFactory, is_masked
 from jaxstab.optimize.mu_centering import mu_centering
 from jaxstab.optimize.muon import muon
 from jaxstab.optimize.normuon import normuon
@@ -247,9 +247,6 @@ def state_shardings(transformation: Any, state: Any, parameters: Any, other: Any
       parameters: the shardings of the parameters, which state in their structure (moments) shares.
       other: the sharding of everything else.
     """
-
-    def is_masked(leaf: Any) -> bool:
-        return isinstance(leaf, optax.MaskedNode)
 
     return optax.tree_utils.tree_map_params(
         transformation,

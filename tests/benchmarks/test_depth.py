@@ -17,6 +17,7 @@ def rows():
     return [
         {
             **{"method": method, "model.layers": layers, "seed": seed, "learning_rate": rate},
+            **{"variant": f"{method}, model.layers={layers}", "diverged": False},
             "validation_loss": 5.0 + (0.1 if (rate == 0.1) == (seed == 1) else 0.0) * -1,
             "gradient_variance": 1e-4 * layers**power * np.exp(random.normal(scale=0.01)),
         }
@@ -47,6 +48,10 @@ def test_the_slope_is_the_power_that_was_planted():
 
 def test_it_writes_tables_and_a_figure_and_says_what_it_lacks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["depth", f"--workdir={tmp_path}", f"--out={tmp_path / 'out'}"])
+    with pytest.raises(SystemExit):
+        depth.main()
+    assert f"no {tmp_path / 'results.jsonl'}: --workdir is that of" in capsys.readouterr().err
+    (tmp_path / "results.jsonl").write_text('{"variant": "small"}\n')
     with pytest.raises(SystemExit):
         depth.main()
     assert "no runs of several depths: compare with --vary=model.layers" in capsys.readouterr().err

@@ -19,6 +19,7 @@ THEIRS = Published(
         "c": {"wikitext": (20.1, 0.5)},
         "d": {"wikitext": (10.0, None)},
     },
+    runs=5,
 )
 
 

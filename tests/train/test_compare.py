@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -116,6 +117,15 @@ def test_processes_share_a_workdir_and_one_command_after_the_other_adds_to_its_r
     assert "was begun with 0.05" in capsys.readouterr().err
     assert main.main([program, "compare", *rest, "--config.optimizer.warmup=3"]) == 1
     assert "optimizer.warmup (there 2, here 3)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damaged", ["cells/wesar-0.01-seed2/result.json", "step_times/wesar.json"])
+def test_a_damaged_file_of_an_earlier_grid_is_one_line(compared, tiny, tmp_path, capsys, damaged):
+    workdir = shutil.copytree(compared, tmp_path / "copy")
+    (workdir / damaged).write_text('{"cell": ')
+    program, *rest = tiny.command(workdir, *GRID, "--methods=small", "--learning_rates=1e-3", "--seeds=1")
+    assert main.main([program, "compare", *rest]) == 1
+    assert re.search(rf"{damaged} can't be read .*; delete it, and it is made again\n$", capsys.readouterr().err)
 
 
 def test_a_report_without_its_baseline_says_so(tiny, tmp_path):

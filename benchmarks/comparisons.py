@@ -1,0 +1,34 @@
+"""What `main.py compare` left in its workdirs, and where a benchmark writes what it makes of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxstab.compare.tables import Result
+
+
+def rows_of(parser: argparse.ArgumentParser, workdirs: Sequence[Path]) -> list[Result]:
+    """The rows of comparisons' runs; an error of the command line where one has none."""
+    paths = [workdir / "results.jsonl" for workdir in workdirs]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        parser.error(f"no {', '.join(missing)}: --workdir is that of `main.py compare`")
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def directories_of(workdir: Path) -> list[Path]:
+    """The workdirs of a comparison's runs that are done."""
+    return [path.parent for path in sorted(workdir.glob("cells/*/result.json"))]
+
+
+def write(out: Path, name: str, text: str, numbers: Any = None) -> None:
+    """Writes a table and its numbers, where there are any, below a directory, and shows the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(text)
+    if numbers is not None:
+        (out / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    print(text)
