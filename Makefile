@@ -16,7 +16,7 @@ help:
 	@echo "make parity  installs PyTorch, transformers and lm-evaluation-harness, then compares with them"
 	@echo "make soak    what make test does in small: random histories, healthy runs, spoilt files, 100 kills"
 	@echo "make bench   speed as ratios, each beside its goal: ten minutes, on a machine that does nothing else"
-	@echo "make results-small  a reduced grid of methods and its report: about a quarter of an hour on two cores"
+	@echo "make results-small  a reduced grid of methods and its report: about six minutes on two cores"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove .venv and every cache; runs/ stays"
 	@echo "Another Python than the first suitable one in PATH: make train PYTHON=/path/to/python"

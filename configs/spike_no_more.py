@@ -17,9 +17,10 @@ fp16 (bf16 here), clipping at 1.0 and about 38B, 38B and 105B tokens. Remembered
 updates. This project's choice: learned positions, biases, GELU by tanh and tied embeddings, as in Megatron's GPT, which
 the paper builds on; weight decay 0.01; cosine to a tenth after 2,000 steps of warmup.
 
-What decays: every matrix, the embedding (which is lm_head, too) and the learned positions among them, and no bias or
-norm. The paper published no code; this is the rule of Megatron-LM, which it changed by a few lines. Megatron-LM has
-since come to leave the embedding out, citing the paper: its decay makes the shortcut small again.
+What decays: every matrix but the embedding (which is lm_head, too) and the learned positions, and no bias or norm.
+Megatron-LM leaves embeddings out, citing the paper: their decay makes the shortcut small again. When the paper was
+written it did not, and the paper, which changed it by a few lines, says nothing of it and published no code:
+--config.optimizer.decay_factors="()" decays them, too.
 """
 
 from ml_collections import ConfigDict
@@ -63,7 +64,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer.learning_rate = rate
     config.optimizer.rule.adamw.b2 = b2
     config.optimizer.warmup = 2000
-    config.optimizer.decay_factors = ("embed_tokens=0", "embed_positions=0")  # as Megatron-LM had it
+    config.optimizer.decay_factors = ("embed_tokens=0", "embed_positions=0")  # see above
     config.train.steps = 50_000
     config.train.batch_size = batch_size
     config.train.z_loss = 0.0

@@ -29,7 +29,7 @@ def none() -> TransformationFactory:
 
 
 def global_norm(
-    max_norm: Annotated[float, "Largest norm of the whole gradient.", Range(above=0)] = 1.0,
+    max_norm: Annotated[float, "Largest norm of the whole gradient (or update).", Range(above=0)] = 1.0,
 ) -> TransformationFactory:
     """Scales the whole gradient down to `max_norm` where its norm is larger.
 
@@ -58,7 +58,7 @@ def adagc(
         int, "First updates, clipped by the global norm; the average starts at their least norm.", Range(0)
     ] = 100,
     max_norm: Annotated[
-        float, "Largest norm of the whole gradient in the first `warmup` updates.", Range(above=0)
+        float, "Largest norm of the whole gradient (or update) in the first `warmup` updates.", Range(above=0)
     ] = 1.0,
 ) -> TransformationFactory:
     """Clips the gradient of each matrix, in a stack too, by its own running norm; vectors and gates likewise.
@@ -102,7 +102,9 @@ def zclip(
     ] = 2.5,
     decay: Annotated[float, "Decay rate of the running mean and variance of the norm.", Range(0, below=1)] = 0.97,
     warmup: Annotated[int, "First updates, whose norms give the first mean and variance.", Range(2)] = 25,
-    max_norm: Annotated[float, "Largest norm of the whole gradient at any time; 0 sets none.", Range(0)] = 1.0,
+    max_norm: Annotated[
+        float, "Largest norm of the whole gradient (or update) at any time; 0 sets none.", Range(0)
+    ] = 1.0,
 ) -> TransformationFactory:
     """Clips the whole gradient where its norm is an outlier among those before: the larger, the harder it is clipped.
 
