@@ -20,11 +20,11 @@ def row(method, rate, seed, loss):
 
 def rows():
     """By seed 1 "muon" is best at 0.1 and diverges at 1, where "small" is best; seven more judge it 0.2 ahead."""
-    first = {"small": (6.0, 5.6, 5.5), "muon": (5.36, 5.3, np.inf), "he": (6.5, 6.0)}
+    first = {"small": (6.0, 5.6, 5.5), "muon": (5.36, 5.3, np.inf), "he": (6.5, 6.0), "wesar": (6.4, 6.4, 6.4, 6.1)}
     of_first = [
         row(method, rate, 1, loss)
         for method, of_rate in first.items()
-        for rate, loss in zip((0.01, 0.1, 1.0), of_rate, strict=False)
+        for rate, loss in zip((0.01, 0.1, 1.0, 10.0), of_rate, strict=False)
     ]
     others = [
         row(method, rate, seed, loss + 0.01 * seed)
@@ -40,10 +40,11 @@ def test_every_method_has_one_family():
 
 
 def test_the_first_seed_is_told_at_all_rates():
-    muon, small, he = methods.at_all_rates(rows()).rows
-    assert muon == ("muon", "5.360", "**5.300**", "diverged", f"{(0.06 + 0 + 1.7) / 3:.2f}", "0.01 to 0.1")
-    assert small == ("small", "6.000", "5.600", "**5.500**", f"{(0.5 + 0.1) / 3:.2f}", "1")
-    assert he == ("he", "6.500", "**6.000**", "", "", "0.1")
+    muon, small, he, wesar = methods.at_all_rates(rows()).rows
+    assert muon == ("muon", "5.360", "**5.300**", "diverged", "", f"{(0.06 + 0 + 1.7) / 3:.2f}", "0.01 to 0.1")
+    assert small == ("small", "6.000", "5.600", "**5.500**", "", f"{(0.5 + 0.1) / 3:.2f}", "1")
+    assert he == ("he", "6.500", "**6.000**", "", "", "", "0.1")
+    assert wesar == ("wesar", "6.400", "6.400", "6.400", "**6.100**", "0.00", "10")
 
 
 def test_several_seeds_are_told_at_the_rate_that_the_first_chose():
@@ -66,6 +67,6 @@ def test_a_run_of_two_comparisons_counts_once_and_what_is_missing_is_said(tmp_pa
     monkeypatch.setattr(sys, "argv", [*sys.argv, f"--workdir={second}"])
     methods.main()
     page = (tmp_path / "out" / "methods.md").read_text()
-    assert page.startswith("23 runs, 1 of them diverged.") and "| muon | 0.1 | -0.2000" in page
-    assert "9.000" not in page and "| peri |  |  | **5.400** |  | 1 |" in page
+    assert page.startswith("27 runs, 1 of them diverged.") and "| muon | 0.1 | -0.2000" in page
+    assert "9.000" not in page and "| peri |  |  | **5.400** |  |  | 1 |" in page
     assert (tmp_path / "out" / "methods.svg").stat().st_size > 10_000
