@@ -56,6 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "residual_scaling_small": {**SMALL, "reparam.method": "residual_scaling"},
     # The control of WeSaR: its rate for every matrix, without its gates; clipped alike under clip_on=effective
     "rescaled_rates": {**HE, "reparam.method": "rescaled_rates"},
+    "rescaled_rates_small": {**SMALL, "reparam.method": "rescaled_rates"},  # of wesar_small
     "rescaled_rates_wide": {**HE, "reparam.method": "rescaled_rates", "reparam.rescaled_rates.sigma": 0.025},
     # Falcon-LLM Team 2026, its decay and its clipping
     "multipliers": {**SMALL, **MULTIPLIERS},
