@@ -39,7 +39,8 @@ FAMILIES = {
     "reparameterizations": "wesar wesar_wide wesar_small wesar_fixed weight_norm sigma_reparam",
     "further reparameterizations": "residual_scaling residual_scaling_small sigma_reparam_post multipliers "
     "multipliers_both fixup wesar_gradinit",
-    "rates alone, and MLRA": "rescaled_rates rescaled_rates_small rescaled_rates_wide mlra mlra_normal mlra_normal_control",
+    "rates alone, and MLRA": "rescaled_rates rescaled_rates_small rescaled_rates_wide mlra mlra_normal "
+    "mlra_normal_control",
     "embeddings and lm_head": "plain embed_detach scaled_embed embed_norm mu_centering no_z_loss",
     "norms": "qk_norm peri reordered sandwich mix_ln dyt derf",
     "attention and the MLP": "gated_heads gated_elements sink swiglu mlp_clamp",
