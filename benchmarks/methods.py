@@ -6,14 +6,16 @@ Of the first seed: the losses at all rates, the best in bold; Wortsman et al. 20
 first method, where one has them all; and the rates within 0.1 nats of the best. Of methods with several seeds at their
 best rate: means with 95% intervals by resampling; the law's verdict beside the first method in the rows
 (docs/compare.md); and the difference between each two of them over all seeds that both have, with p by permutation of
-signs, which nobody fixed before. A run that two of the workdirs have is taken from the first. The figure has the losses
-over rates, a panel a family.
+signs, which nobody fixed before. The paces of up_proj and down_proj at the best rates, and whether unevenness goes with
+the loss. A run that two of the workdirs have is taken from the first. The figure has the losses over rates, a panel a
+family.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +30,22 @@ import matplotlib.pyplot as plt
 from benchmarks.comparisons import rows_of, write
 from jaxstab.compare.curves import COLORS
 from jaxstab.compare.promotion import THRESHOLD, Law, promotions
-from jaxstab.compare.statistics import estimate, paired, sensitivity
-from jaxstab.compare.tables import Result, Table, best_rate, difference, losses, mean_losses, rates, variants
+from jaxstab.compare.statistics import estimate, paired, rank_correlation, sensitivity
+from jaxstab.compare.tables import (
+    Result,
+    Table,
+    best_rate,
+    correlation,
+    difference,
+    losses,
+    mean_losses,
+    rates,
+    variants,
+)
 
 LOSS = "validation_loss"
 TEXTS = {LOSS: "held-out text", "wikitext_loss": "WikiText-2"}
+PACE = ("update_ratio_up_proj", "update_ratio_down_proj")
 USABLE = 0.1  # nats above a method's best loss
 FAMILIES = {
     "initial scales": "he xavier megatron zero_outputs metainit gradinit nio autoinit",
@@ -112,6 +125,24 @@ def pairs(rows: Sequence[Result]) -> Table:
     return Table("Beside each other", ("", *TEXTS.values()), tuple(body))
 
 
+def pace(rows: Sequence[Result]) -> Table:
+    """The update ratios of two matrices of the last block, of the first seed at its best rate."""
+    first = of_first_seed(rows)
+    best = {variant: best_rate(first, variant, LOSS) for variant in variants(first)}
+    chosen = [row for row in first if row["learning_rate"] == best[row["variant"]] and PACE[0] in row]
+    chosen.sort(key=lambda row: row[LOSS])
+    ratios = [[row[name] for name in PACE] for row in chosen]
+    uneven = [abs(math.log(down / up)) for up, down in ratios]
+    body = [
+        (row["variant"], f"{row[LOSS]:.3f}", f"{up:.4f}", f"{down:.4f}", f"{down / up:.2f}")
+        for row, (up, down) in zip(chosen, ratios, strict=True)
+    ]
+    related = correlation(rank_correlation(uneven, [row[LOSS] for row in chosen]))
+    below = f"Rank correlation of |ln(down_proj over up_proj)| with the loss, by resampling methods: {related}."
+    head = ("method", TEXTS[LOSS], "‖ΔW‖/‖W‖ of up_proj", "of down_proj", "down_proj over up_proj")
+    return Table("Pace", head, tuple(body), below)
+
+
 def draw(rows: Sequence[Result], path: Path) -> None:
     """The first seed's losses over rates, a panel a family, with the baseline in each."""
     rows, baseline = of_first_seed(rows), rows[0]["variant"]
@@ -149,7 +180,7 @@ def main() -> None:
     diverged = sum(row["diverged"] for row in rows)
     tables = [means(several), promotions(several, LOSS, law), pairs(several)] if several else []
     text = f"{len(rows)} runs, {diverged} of them diverged.\n\n"
-    text += "\n".join(table.markdown for table in (*tables, at_all_rates(rows)))
+    text += "\n".join(table.markdown for table in (*tables, at_all_rates(rows), pace(rows)))
     write(given.out, "methods", text)
     draw(rows, given.out / "methods.svg")
 

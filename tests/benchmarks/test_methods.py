@@ -15,6 +15,7 @@ def row(method, rate, seed, loss):
         **{"cell": f"{method}-{rate:g}-seed{seed}", "variant": method, "method": method, "learning_rate": rate},
         **{"seed": seed, "initial_loss": 7.0, "diverged": bool(np.isinf(loss)), "wikitext_loss": loss + 1},
         "validation_loss": loss,
+        **{"update_ratio_up_proj": 0.01, "update_ratio_down_proj": 0.01 * min(loss, 9) / 5},
     }
 
 
@@ -53,6 +54,12 @@ def test_several_seeds_are_told_at_the_rate_that_the_first_chose():
     assert [line[:2] + line[-1:] for line in methods.means(several).rows] == [("muon", "0.1", "8"), ("small", "1", "8")]
     ((name, difference, _),) = methods.pairs(several).rows
     assert name == "muon - small" and difference.startswith("-0.2000 [-0.2000, -0.2000]; p=0.00781 (n=8)")
+
+
+def test_paces_are_of_the_best_rates_and_go_with_the_loss():
+    table = methods.pace(rows())
+    assert table.rows[0] == ("muon", "5.300", "0.0100", f"{0.01 * 5.3 / 5:.4f}", f"{5.3 / 5:.2f}")
+    assert [line[0] for line in table.rows] == ["muon", "small", "he", "wesar"] and "+1.00 [" in table.below
 
 
 def test_a_run_of_two_comparisons_counts_once_and_what_is_missing_is_said(tmp_path, monkeypatch, capsys):
