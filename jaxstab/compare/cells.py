@@ -14,7 +14,7 @@ from jaxstab import safe_json
 from jaxstab.compare.grid import Cell
 from jaxstab.compare.measured import Lines, Series, measures, spikes
 from jaxstab.compare.tables import Result
-from jaxstab.config import UserError
+from jaxstab.config import UserError, flatten
 from jaxstab.logging import in_force, read_measurements, read_metrics
 from jaxstab.logging.run import METRICS
 from jaxstab.stability.definitions import nonfinite
@@ -110,13 +110,14 @@ def summary(cell: Cell, lines: Lines, measured: Mapping[str, Series], stopped: s
     means = np.convolve(losses, np.full(tail, 1 / tail), "valid")
     final = float(means[-1])
     judged = {name: value for line in lines for name, value in line.items() if name.startswith("eval/")}
+    keys = flatten(cell.config)
     row = {
         "cell": cell.name,
         "variant": cell.variant,
         "method": cell.method,
         "learning_rate": cell.learning_rate,
         "seed": cell.seed,
-        **dict(cell.varied),
+        **{key: keys[key] for key, _ in cell.varied},
         "steps": len(losses),
         "initial_loss": float(losses[0]),
         "train_loss": final,

@@ -96,6 +96,8 @@ def test_cells_of_one_program_compile_it_once(tiny, tmp_path):
         patch.setattr(programs, "build", lambda *given: built.append(given) or build(*given))
         assert main.main([program, "compare", *rest, "--vary=optimizer.weight_decay=0,0.1"]) == 0
     assert len(built) == 2  # one for the cells, one for the baseline that steps are timed beside
+    rows = [json.loads(line) for line in (tmp_path / "grid" / "results.jsonl").read_text().splitlines()]
+    assert sorted(row["optimizer.weight_decay"] for row in rows) == [0.0, 0.0, 0.1, 0.1]
 
 
 def test_processes_share_a_workdir_and_one_command_after_the_other_adds_to_its_report(tiny, tmp_path, capsys):
