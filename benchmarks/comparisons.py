@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ def directories_of(workdir: Path) -> list[Path]:
 
 
 def write(out: Path, name: str, text: str, numbers: Any = None) -> None:
-    """Writes a table and its numbers, where there are any, below a directory, and shows the table."""
+    """Writes tables, their prose wrapped, and numbers, where there are any, below a directory; shows the tables."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.md").write_text(text)
+    lines = [line if line.startswith("|") else textwrap.fill(line, 100) for line in text.splitlines()]
+    (out / f"{name}.md").write_text("\n".join(lines) + "\n")
     if numbers is not None:
         (out / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
     print(text)

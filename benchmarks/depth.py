@@ -27,13 +27,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.comparisons import rows_of, write
+from jaxstab.compare.cells import directory_of
 from jaxstab.compare.curves import COLORS
+from jaxstab.compare.measured import gradient_variance
 from jaxstab.compare.tables import Result, best_rate, variants
+from jaxstab.logging import read_measurements
 
 DEPTH = "model.layers"
 LOSS = "validation_loss"
 NUMBERS = {
     LOSS: "loss on held-out text",
+    "first_gradient_variance": "gradient variance, mean over blocks, before the first step",
+    "first_over_last": "gradient variance of the first block over the last's, before the first step",
     "gradient_variance": "gradient variance, mean over blocks, at the end",
     "shortcut_std": "std of the shortcut after the last block, at the end",
     "jacobian": "largest spectral norm of a block's Jacobian, at the end",
@@ -47,6 +52,15 @@ class Slope(NamedTuple):
     low: float
     high: float
     n: int
+
+
+def with_first(row: Result, directory: Path) -> Result:
+    """A run's row with its gradient variance before the first step, where the run's directory is there."""
+    _, variance = gradient_variance(read_measurements(directory) if directory.is_dir() else {})
+    if not len(variance):
+        return row
+    first = variance[0]
+    return {**row, "first_gradient_variance": float(first.mean()), "first_over_last": float(first[0] / first[-1])}
 
 
 def at_best_rates(rows: Sequence[Result], method: str) -> list[Result]:
@@ -88,7 +102,7 @@ def markdown(rows: Sequence[Result], number: str) -> str:
     for method in dict.fromkeys(row["method"] for row in rows):
         runs = at_best_rates(rows, method)
         values, grows = means(runs, number), slope(runs, number)
-        told = (f"{values[depth]:.3g}" if depth in values else "" for depth in depths)
+        told = (f"{values[depth]:.4g}" if depth in values else "" for depth in depths)
         lines.append(
             f"| {method} | {' | '.join(told)} | {grows.value:.2f} [{grows.low:.2f}, {grows.high:.2f}] | {grows.n} |"
         )
@@ -98,8 +112,10 @@ def markdown(rows: Sequence[Result], number: str) -> str:
 def draw(rows: Sequence[Result], path: Path) -> None:
     """All numbers over depth."""
     measured = [number for number in NUMBERS if any(number in row for row in rows)]
-    figure, axes = plt.subplots(1, len(measured), figsize=(4 * len(measured), 3.4), layout="constrained", squeeze=False)
-    for axis, number in zip(axes[0], measured, strict=True):
+    across = min(len(measured), 3)
+    down = -(-len(measured) // across)
+    figure, axes = plt.subplots(down, across, figsize=(4 * across, 3.2 * down), layout="constrained", squeeze=False)
+    for axis, number in zip(axes.flat, measured, strict=False):
         for place, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
             values = means(at_best_rates(rows, method), number)
             style = {"color": COLORS[place % len(COLORS)], "marker": "osv^Dx*P"[place % 8], "label": method}
@@ -117,12 +133,13 @@ def main() -> None:
     """Reads the rows of a comparison over depths, and writes tables and a figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, type=Path, help="of a comparison with --vary=model.layers=...")
-    parser.add_argument("--out", required=True, type=Path, help="a directory for depth.md and depth.svg")
+    parser.add_argument("--out", required=True, type=Path, help="a directory for depth.md, depth.json and depth.svg")
     given = parser.parse_args()
-    rows = rows_of(parser, [given.workdir])
+    rows = [with_first(row, directory_of(given.workdir, row["cell"])) for row in rows_of(parser, [given.workdir])]
     if not all(DEPTH in row for row in rows):
         parser.error(f"{given.workdir} has no runs of several depths: compare with --vary={DEPTH}=6,12,24")
-    write(given.out, "depth", "\n".join(markdown(rows, number) for number in NUMBERS))
+    measured = [number for number in NUMBERS if any(number in row for row in rows)]
+    write(given.out, "depth", "\n".join(markdown(rows, number) for number in measured), rows)
     draw(rows, given.out / "depth.svg")
 
 

@@ -17,6 +17,7 @@ def rows():
     return [
         {
             **{"method": method, "model.layers": layers, "seed": seed, "learning_rate": rate},
+            "cell": f"{method}-{rate}-{seed}-{layers}",
             **{"variant": f"{method}, model.layers={layers}", "diverged": False},
             "validation_loss": 5.0 + (0.1 if (rate == 0.1) == (seed == 1) else 0.0) * -1,
             "gradient_variance": 1e-4 * layers**power * np.exp(random.normal(scale=0.01)),
@@ -51,7 +52,7 @@ def test_it_writes_tables_and_a_figure_and_says_what_it_lacks(tmp_path, monkeypa
     with pytest.raises(SystemExit):
         depth.main()
     assert f"no {tmp_path / 'results.jsonl'}: --workdir is that of" in capsys.readouterr().err
-    (tmp_path / "results.jsonl").write_text('{"variant": "small"}\n')
+    (tmp_path / "results.jsonl").write_text('{"cell": "small", "variant": "small"}\n')
     with pytest.raises(SystemExit):
         depth.main()
     assert "no runs of several depths: compare with --vary=model.layers" in capsys.readouterr().err
