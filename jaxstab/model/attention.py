@@ -29,9 +29,11 @@ def fused_attention(
     """Attention by splash, where it takes the shape, `chunked`, which gathers keys and values where a mesh splits the
     sequence, or a kernel of `jax.nn.dot_product_attention`.
 
-    The softmax of each is in float32. Sinks take `chunked`.
+    The softmax of each is in float32. Sinks take `chunked`, or under `xla` the reference.
     """
     chunked = sequence_attention if is_split_sequence(q_BTHK, k_BSGK) else chunked_attention
+    if sinks_H is not None and implementation == "xla":
+        return reference_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT, sinks_H=sinks_H)[0]
     if sinks_H is not None:
         return with_sinks(*chunked(q_BTHK, k_BSGK, v_BSGK, segments_BT), sinks_H)
     if implementation == "splash" and is_splash_shape(q_BTHK, k_BSGK):

@@ -109,8 +109,8 @@ class ModelConfig(Options):
             raise ConfigError(
                 f"model.norm_alpha={self.norm_alpha} is for model.norm={' or '.join(POINTWISE)}, not {self.norm}"
             )
-        if self.attention_sink and self.attention in ("xla", "cudnn", "splash"):
-            raise ConfigError(f"model.attention={self.attention} has no attention sinks; auto and chunked do")
+        if self.attention_sink and self.attention in ("cudnn", "splash"):
+            raise ConfigError(f"model.attention={self.attention} has no attention sinks; auto, chunked and xla do")
         if self.bias and self.qkv_bias:
             raise ConfigError("model.bias=True has the biases of model.qkv_bias=True too; leave one of them out")
         if self.qk_norm_joint and not self.qk_norm:

@@ -56,9 +56,14 @@ def exact_jacobian_norms(config, weights):
     return found
 
 
-@pytest.mark.parametrize(("placement", "parallel"), [("pre", False), ("pre", True), ("post", False)])
-def test_jacobian_norms_are_the_largest_singular_values(placement, parallel):
-    config = dataclasses.replace(CONFIG, norm_placement=PlacementConfig(placement), parallel=parallel)
+@pytest.mark.parametrize(
+    ("placement", "parallel", "sinks"),
+    [("pre", False, False), ("pre", True, False), ("post", False, False), ("pre", False, True)],
+)
+def test_jacobian_norms_are_the_largest_singular_values(placement, parallel, sinks):
+    config = dataclasses.replace(
+        CONFIG, norm_placement=PlacementConfig(placement), parallel=parallel, attention_sink=sinks
+    )
     weights = drawn(config)
     found = probed(config, weights)
     for branch, expected in exact_jacobian_norms(config, weights).items():
