@@ -109,9 +109,8 @@ def markdown(rows: Sequence[Result], number: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: Sequence[Result], path: Path) -> None:
-    """All numbers over depth."""
-    measured = [number for number in NUMBERS if any(number in row for row in rows)]
+def draw(rows: Sequence[Result], measured: Sequence[str], path: Path) -> None:
+    """These numbers over depth."""
     across = min(len(measured), 3)
     down = -(-len(measured) // across)
     figure, axes = plt.subplots(down, across, figsize=(4 * across, 3.2 * down), layout="constrained", squeeze=False)
@@ -140,7 +139,7 @@ def main() -> None:
         parser.error(f"{given.workdir} has no runs of several depths: compare with --vary={DEPTH}=6,12,24")
     measured = [number for number in NUMBERS if any(number in row for row in rows)]
     write(given.out, "depth", "\n".join(markdown(rows, number) for number in measured), rows)
-    draw(rows, given.out / "depth.svg")
+    draw(rows, measured, given.out / "depth.svg")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ class Published(NamedTuple):
 
     Attributes:
       title: paper, table, size, tokens and runs.
-      runs: how many a standard deviation is of.
       perplexities: {method: {set: perplexity}}.
+      runs: how many a standard deviation is of.
     """
 
     title: str
