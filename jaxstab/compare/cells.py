@@ -75,7 +75,7 @@ def run_cell(
       results: the errors that are a result of the run.
 
     Raises:
-      UserError: nothing could be trained, which would be so for every cell: no data, say, or no memory.
+      UserError: nothing could be trained: no data, say, or no memory.
     """
     directory = directory_of(workdir, cell.name)
     workdirs.make(directory)
@@ -87,7 +87,7 @@ def run_cell(
     except results as error:
         stopped = str(error).partition("\n")[0]
         if not (directory / METRICS).is_file():
-            raise UserError(f"{cell.name} can't be run: {stopped}") from error
+            raise UserError(stopped) from error
     stored = reparameterized(workdirs.saved_config(directory))[2].table
     lines = in_force(read_metrics(directory / METRICS))
     row = summary(cell, lines, read_measurements(directory), stopped) | {"parameters": count(stored)}

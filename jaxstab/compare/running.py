@@ -17,6 +17,7 @@ from jaxstab.compare.grid import Cell, Grid
 from jaxstab.compare.orderings import Published
 from jaxstab.compare.programs import Programs
 from jaxstab.compare.tables import Result
+from jaxstab.config import UserError
 from jaxstab.logging.console import say, shown
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.config import Config
@@ -52,7 +53,8 @@ def compare(
       console: is told how far it is.
 
     Raises:
-      UserError: a cell can't be run at all, or the workdir is that of another comparison.
+      UserError: cells can't be run, which is told when the others have been, or the workdir is that of another
+        comparison.
     """
     console = console or Console(highlight=False)
     if until_promotion:
@@ -71,6 +73,7 @@ def compare(
         rows = rows_of(workdir, grid)
         runner.run(promotion.deciding(grid, rows, report.loss_of(rows), law))
     runner.report(published)
+    runner.check()
 
 
 class Runner:
@@ -81,6 +84,12 @@ class Runner:
         self._programs, self._of_baseline = Programs(), Programs()
         self._tell = functools.partial(say, console)
         self._trials = together.Trials(self._programs, self._tell)
+        self._refused: list[str] = []
+
+    def check(self) -> None:
+        """Raises UserError where cells couldn't be run."""
+        if self._refused:
+            raise UserError(f"{len(self._refused)} runs can't be made, of which the first is {self._refused[0]}")
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Runs the cells of this machine's share that aren't done."""
@@ -95,15 +104,26 @@ class Runner:
             self._tell(f"{place}/{len(due)} {cell.name}: {next(outcomes)}")
 
     def _outcomes(self, due: Sequence[Cell], sample: ahead.Trial) -> Iterator[str]:
-        """Runs cells, those that share a program together where that is faster; what each came to, in their order."""
+        """Runs cells; what each came to, in their order. Where one can't be run, the rest of its group isn't either."""
         for group in together.groups(due):
-            choice = self._trials.choose(group, sample)
-            for part in together.parts(group, choice.at_once if choice else 1):
-                rows: Mapping[str, Result | None] = {}
-                if choice and len(part) > 1:
-                    rows = together.run_together(self._workdir, part, self._programs, choice, self._tell)
-                for cell in part:
-                    yield self._outcome(cell, rows)
+            waiting = list(group)
+            try:
+                for outcome in self._of_group(group, sample):
+                    waiting.pop(0)
+                    yield outcome
+            except UserError as error:
+                self._refused += [f"{cell.name}: {error}" for cell in waiting]
+                yield from [f"can't be run: {error}"] * len(waiting)
+
+    def _of_group(self, group: Sequence[Cell], sample: ahead.Trial) -> Iterator[str]:
+        """Runs cells that share a program, together where that is faster."""
+        choice = self._trials.choose(group, sample)
+        for part in together.parts(group, choice.at_once if choice else 1):
+            rows: Mapping[str, Result | None] = {}
+            if choice and len(part) > 1:
+                rows = together.run_together(self._workdir, part, self._programs, choice, self._tell)
+            for cell in part:
+                yield self._outcome(cell, rows)
 
     def _outcome(self, cell: Cell, rows: Mapping[str, Result | None]) -> str:
         """What a cell came to, which is run unless it has its row among those of a part."""

@@ -154,6 +154,16 @@ def test_until_promotion_runs_what_the_law_needs(tiny, tmp_path, capsys):
     assert re.search(r"a trial step takes [\d.e-]+ s and \d+ MB, compiling it [\d.e-]+ s: about \d+ min", printed)
 
 
+def test_what_can_be_run_is_where_other_runs_cannot_be(tiny, tmp_path, capsys):
+    program, *rest = tiny.command(tmp_path / "grid", "--methods=small", "--learning_rates=1e-3,2e-3")
+    assert main.main([program, "compare", *rest, "--vary=data.field=body,text"]) == 1
+    rows = [json.loads(line) for line in (tmp_path / "grid" / "results.jsonl").read_text().splitlines()]
+    assert [row["data.field"] for row in rows] == ["text", "text"]
+    out, err = (" ".join(each.split()) for each in capsys.readouterr())
+    assert "1/4 small-0.001-seed0-data.field=body: can't be run: " in out and "4/4 small-0.002-seed0" in out
+    assert "2 runs can't be made, of which the first is small-0.001-seed0-data.field=body: " in err
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

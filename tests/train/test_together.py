@@ -168,7 +168,7 @@ def test_where_the_device_fails_in_the_step_of_all_each_goes_on_alone(tiny, tmp_
 
 
 def test_what_no_run_can_be_trained_on_is_told_as_for_one(tiny, at_once):
-    with pytest.raises(UserError, match=r"can't be run: .*nothing\.jsonl"):
+    with pytest.raises(UserError, match=r"nothing\.jsonl"):
         at_once(grid(tiny, rates=["1e-3", "2e-3", "1e-2", "3e-3"], **{"data.files": ("nothing.jsonl",)}))
 
 
