@@ -5,10 +5,10 @@
 Of the first seed: the losses at all rates, the best in bold; Wortsman et al. 2023's sensitivity over the rates of the
 first method, where one has them all; and the rates within 0.1 nats of the best. Of methods with several seeds at their
 best rate: means with 95% intervals by resampling; the law's verdict beside the first method in the rows
-(docs/compare.md); and the difference between each two of them over all seeds that both have, with p by permutation of
-signs, which nobody fixed before. The paces of up_proj and down_proj at the best rates, and whether unevenness goes with
-the loss. A run that two of the workdirs have is taken from the first. The figure has the losses over rates, a panel a
-family.
+(docs/compare.md); the means at every rate that has several seeds; and the difference between each two of them over all
+seeds that both have, with p by permutation of signs, which nobody fixed before. The paces of up_proj and down_proj at
+the best rates, and whether unevenness goes with the loss. A run that two of the workdirs have is taken from the first.
+The figure has the losses over rates, a panel a family.
 """
 
 from __future__ import annotations
@@ -110,6 +110,31 @@ def means(rows: Sequence[Result]) -> Table:
     return Table("Several seeds", head, tuple(line for _, line in sorted(body)))
 
 
+def around_best(rows: Sequence[Result]) -> Table:
+    """Means and standard deviations over the seeds that a method has at several rates; the lowest mean in bold."""
+    body, grid = [], set()
+    for variant in variants(rows):
+        of_rate = {rate: losses(rows, variant, rate, LOSS) for rate in rates(rows)}
+        several = {rate: values for rate, values in of_rate.items() if len(values) > 1}
+        if len(several) < 2:
+            continue
+        seeds = set.intersection(*map(set, several.values()))
+        values = {rate: [several[rate][seed] for seed in sorted(seeds)] for rate in several}
+        best = min(values, key=lambda rate: np.mean(values[rate]))
+        told = {
+            rate: f"{np.mean(each):.3f} ± {np.std(each, ddof=1):.3f}" if np.isfinite(each).all() else "diverged"
+            for rate, each in values.items()
+        }
+        told[best] = f"**{told[best]}**"
+        body.append((np.mean(values[best]), variant, told, len(seeds)))
+        grid |= set(told)
+    head = ("method", *(f"{rate:g}" for rate in sorted(grid)), "seeds")
+    lines = (
+        (name, *(told.get(rate, "") for rate in sorted(grid)), str(seeds)) for _, name, told, seeds in sorted(body)
+    )
+    return Table("Several seeds at several rates", head, tuple(lines))
+
+
 def pairs(rows: Sequence[Result]) -> Table:
     """The difference between each two methods, on every text."""
     order = sorted(variants(rows), key=lambda variant: min(mean_losses(rows, variant, LOSS).values()))
@@ -129,7 +154,7 @@ def pace(rows: Sequence[Result]) -> Table:
     """The update ratios of two matrices of the last block, of the first seed at its best rate."""
     first = of_first_seed(rows)
     best = {variant: best_rate(first, variant, LOSS) for variant in variants(first)}
-    chosen = [row for row in first if row["learning_rate"] == best[row["variant"]] and PACE[0] in row]
+    chosen = [row for row in first if row["learning_rate"] == best[row["variant"]] and {LOSS, *PACE} <= set(row)]
     chosen.sort(key=lambda row: row[LOSS])
     ratios = [[row[name] for name in PACE] for row in chosen]
     uneven = [abs(math.log(down / up)) for up, down in ratios]
@@ -178,7 +203,7 @@ def main() -> None:
     law = Law(rows[0]["variant"], of_first_seed(rows)[0]["seed"], THRESHOLD)
     several = of_several_seeds(rows)
     diverged = sum(row["diverged"] for row in rows)
-    tables = [means(several), promotions(several, LOSS, law), pairs(several)] if several else []
+    tables = [means(several), around_best(rows), promotions(several, LOSS, law), pairs(several)] if several else []
     text = f"{len(rows)} runs, {diverged} of them diverged.\n\n"
     text += "\n".join(table.markdown for table in (*tables, at_all_rates(rows), pace(rows)))
     write(given.out, "methods", text)

@@ -56,6 +56,14 @@ def test_several_seeds_are_told_at_the_rate_that_the_first_chose():
     assert name == "muon - small" and difference.startswith("-0.2000 [-0.2000, -0.2000]; p=0.00781 (n=8)")
 
 
+def test_seeds_at_several_rates_are_compared_over_those_that_all_rates_have():
+    more = [row("muon", rate, seed, loss + 0.01 * seed) for seed in (2, 3) for rate, loss in ((0.01, 5.2), (1.0, 5.6))]
+    ((name, *told),) = methods.around_best(rows() + more).rows
+    of_rate = [np.array([5.36, 5.22, 5.23]), np.array([5.3, 5.32, 5.33]), np.array([np.inf] * 3)]
+    first, second = (f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" for values in of_rate[:2])
+    assert name == "muon" and told == [f"**{first}**", second, "diverged", "3"]
+
+
 def test_paces_are_of_the_best_rates_and_go_with_the_loss():
     table = methods.pace(rows())
     assert table.rows[0] == ("muon", "5.300", "0.0100", f"{0.01 * 5.3 / 5:.4f}", f"{5.3 / 5:.2f}")
