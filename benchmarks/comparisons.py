@@ -18,7 +18,8 @@ def rows_of(parser: argparse.ArgumentParser, workdirs: Sequence[Path]) -> list[R
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         parser.error(f"no {', '.join(missing)}: --workdir is that of `main.py compare`")
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return rows or parser.error(f"no run is in {', '.join(map(str, paths))}")
 
 
 def directories_of(workdir: Path) -> list[Path]:

@@ -28,8 +28,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.comparisons import rows_of, write
+from jaxstab.compare.comparison import Law
 from jaxstab.compare.curves import COLORS
-from jaxstab.compare.promotion import THRESHOLD, Law, promotions
+from jaxstab.compare.promotion import THRESHOLD, promotions
 from jaxstab.compare.statistics import estimate, paired, rank_correlation, sensitivity
 from jaxstab.compare.tables import (
     Result,
@@ -102,10 +103,15 @@ def means(rows: Sequence[Result]) -> Table:
     body = []
     for variant in variants(rows):
         own = [row for row in rows if row["variant"] == variant]
-        values = [estimate([row[name] for row in own if name in row]) for name in TEXTS]
-        told = [f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]" for value in values]
-        spread = np.std([row[LOSS] for row in own], ddof=1)
-        body.append((values[0].mean, (variant, f"{own[0]['learning_rate']:g}", *told, f"{spread:.3f}", str(len(own)))))
+        rate = own[0]["learning_rate"]
+        of_seeds = [list(losses(own, variant, rate, name).values()) for name in TEXTS]
+        values = [estimate(each) for each in of_seeds]
+        told = [
+            f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]" if np.isfinite(value.mean) else "a run diverged"
+            for value in values
+        ]
+        spread = f"{np.std(of_seeds[0], ddof=1):.3f}" if np.isfinite(values[0].mean) else ""
+        body.append((values[0].mean, (variant, f"{rate:g}", *told, spread, str(len(own)))))
     head = ("method", "rate", *(f"{text} [95%]" for text in TEXTS.values()), "std over seeds", "seeds")
     return Table("Several seeds", head, tuple(line for _, line in sorted(body)))
 

@@ -22,6 +22,7 @@ from jaxstab.table import count
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.loop import train
 from jaxstab.train.program import Program
+from jaxstab.train.recovery import UnstableError
 from jaxstab.train.setup import reparameterized
 from jaxstab.train.signals import StopRequest
 
@@ -51,7 +52,10 @@ def read(path: Path) -> Result:
       UserError: the file can't be read.
     """
     try:
-        return safe_json.load(path)
+        row = safe_json.load(path)
+        if not isinstance(row, dict) or "variant" not in row:
+            raise ValueError("it has no variant")
+        return row
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({error}); delete it, and it is made again") from error
 
@@ -61,12 +65,12 @@ def run_cell(
     cell: Cell,
     programs: Callable[..., Program] | None = None,
     request: StopRequest | None = None,
-    results: tuple[type[Exception], ...] = (UserError, jax.errors.JaxRuntimeError),
+    results: tuple[type[Exception], ...] = (UnstableError, jax.errors.JaxRuntimeError),
 ) -> Result | None:
     """Trains a cell to its end, going on where it was stopped; returns None where another process is at work on it.
 
     A run that stops because its loss isn't finite, because a spike stops it, or because the device fails in it, is a
-    result.
+    result. What a user can mend isn't: no data, say, or a full disk.
 
     Args:
       workdir: of the comparison.
@@ -75,7 +79,7 @@ def run_cell(
       results: the errors that are a result of the run.
 
     Raises:
-      UserError: nothing could be trained: no data, say, or no memory.
+      UserError: the run can't be made, or the device has failed before its first step was written down.
     """
     directory = directory_of(workdir, cell.name)
     workdirs.make(directory)
@@ -86,10 +90,10 @@ def run_cell(
         return None
     except results as error:
         stopped = str(error).partition("\n")[0]
-        if not (directory / METRICS).is_file():
-            raise UserError(stopped) from error
+    lines = in_force(read_metrics(directory / METRICS)) if (directory / METRICS).is_file() else []
+    if not any("train/loss" in line for line in lines):
+        raise UserError(stopped or f"{directory} has no step of a run")
     stored = reparameterized(workdirs.saved_config(directory))[2].table
-    lines = in_force(read_metrics(directory / METRICS))
     row = summary(cell, lines, read_measurements(directory), stopped) | {"parameters": count(stored)}
     workdirs.write_whole(directory / RESULT, row)
     return row

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxstab.compare.cells import RESULT, read, row_of
-from jaxstab.compare.grid import Grid
-from jaxstab.compare.programs import shared_keys
+from jaxstab.compare.grid import RATE, SEEDS, Grid
 from jaxstab.compare.tables import Result
 from jaxstab.config import ConfigError, UserError, flatten
+from jaxstab.logging.run import METRICS
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.config import Config, training_keys
 
@@ -34,7 +34,7 @@ class Law:
 
 
 def fix(workdir: Path, config: Config, grid: Grid, threshold: float) -> Law:
-    """Writes down what a comparison is, or returns what was written down when it was begun.
+    """Writes down what a comparison is, or returns what was written down when it was begun, by its first step.
 
     Args:
       workdir: exists.
@@ -50,11 +50,11 @@ def fix(workdir: Path, config: Config, grid: Grid, threshold: float) -> Law:
     keys = json.loads(json.dumps(_shared(config)))
     law = Law(grid.cells[0].variant, grid.cells[0].seed, threshold)
     try:
-        if not path.exists():
+        if not any(workdir.glob(f"cells/*/{METRICS}")):
             workdirs.write_whole(path, {"law": dataclasses.asdict(law), "config": keys})
             return law
         saved = json.loads(path.read_text())
-        fixed, previous = Law(**saved["law"]), saved["config"]
+        fixed, previous = Law(**saved["law"]), dict(saved["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} can't be used ({type(error).__name__}: {error}); take another workdir") from error
     if fixed.threshold != threshold:
@@ -76,8 +76,9 @@ def fix(workdir: Path, config: Config, grid: Grid, threshold: float) -> Law:
 
 def _shared(config: Config) -> dict[str, Any]:
     """The keys of training and of its evaluation that all cells have, where no method or axis sets another."""
-    shared, training = shared_keys(config), training_keys(flatten(config))
-    return {key: value for key, value in shared.items() if key in training or key.startswith("eval.")}
+    keys = flatten(config)
+    training = set(training_keys(keys)) - {RATE, *SEEDS}
+    return {key: value for key, value in keys.items() if key in training or key.startswith("eval.")}
 
 
 def rows_of(workdir: Path, grid: Grid) -> list[Result]:

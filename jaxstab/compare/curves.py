@@ -58,8 +58,8 @@ def cases(rows: Sequence[Result], loss: str, workdir: Path) -> list[Case]:
     chosen = []
     for variant in variants(rows):
         rate = best_rate(rows, variant, loss)
-        cell = next(r["cell"] for r in rows if (r["variant"], r["learning_rate"]) == (variant, rate))
-        directory = directory_of(workdir, cell)
+        own = [row for row in rows if (row["variant"], row["learning_rate"]) == (variant, rate)]
+        directory = directory_of(workdir, min(own, key=lambda row: row["seed"])["cell"])
         lines = in_force(read_metrics(directory / METRICS))
         chosen.append(Case(f"{variant}, {rate:g}", lines, read_measurements(directory)))
     return chosen

@@ -13,6 +13,7 @@ from jaxstab.config import ConfigError, flatten, from_flat, unchosen, unknown
 from jaxstab.train.config import Config, check
 
 Overrides = Mapping[str, Any]  # {key of the config: value}
+RATE = "optimizer.learning_rate"
 SEEDS = ("train.seed", "data.seed")  # those that a cell's seed sets: one seed, one draw of weights and order of batches
 
 
@@ -50,10 +51,6 @@ class Grid:
 
     cells: tuple[Cell, ...]
 
-    def share(self, number: int, of: int) -> list[Cell]:
-        """The cells of one machine among `of`, numbered from 0; together they have each once."""
-        return list(self.cells[number::of])
-
 
 def read_grid(
     config: Config,
@@ -81,7 +78,7 @@ def read_grid(
             raise ConfigError(unknown(f"method {name!r} in --methods", name, known))
     rates = [_number("learning_rates", text, float) for text in learning_rates] or [config.optimizer.learning_rate]
     numbers = [_number("seeds", text, int) for text in seeds] or [config.train.seed]
-    axes = [_axis(axis) for axis in vary]
+    axes = _axes(flatten(config), vary)
     cells = [
         _cell(config, method, known[method], rate, seed, varied)
         for method in methods
@@ -100,17 +97,36 @@ def _number(flag: str, text: str, kind: type) -> Any:
     try:
         number = kind(text)
     except ValueError as error:
-        raise ConfigError(f"--{flag} takes numbers with commas between them, not {text!r}") from error
-    if not math.isfinite(number):
+        numbers = {int: "integers", float: "numbers"}[kind]
+        raise ConfigError(f"--{flag} takes {numbers} with commas between them, not {text!r}") from error
+    if kind is float and not math.isfinite(number):
         raise ConfigError(f"--{flag} takes finite numbers, not {text!r}")
     return number
 
 
-def _axis(axis: str) -> list[tuple[str, str]]:
-    key, _, values = axis.partition("=")
-    if not values:
+def _axes(flat: Mapping[str, Any], vary: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """The keys and values of `--vary`, an axis for each time that it is given."""
+    axes = [_axis(flat, axis) for axis in vary]
+    keys = [axis[0][0] for axis in axes]
+    for key in keys:
+        if key in (RATE, *SEEDS):
+            raise ConfigError(f"--vary={key}: rates and seeds are --learning_rates and --seeds")
+        if keys.count(key) > 1:
+            raise ConfigError(f"--vary={key} is given twice; give all its values at once, with commas between them")
+    return axes
+
+
+def _axis(flat: Mapping[str, Any], axis: str) -> list[tuple[str, str]]:
+    key, _, given = axis.partition("=")
+    if not given:
         raise ConfigError(f"--vary={axis} lacks its values: for instance --vary=optimizer.weight_decay=0.01,0.1")
-    return [(key, value) for value in values.split(",")]
+    if key not in flat:
+        raise ConfigError(unknown(f"config key {key} in --vary", key, flat))
+    texts = [text.strip() for text in given.split(",")]
+    values = [_typed(flat, key, text) for text in texts]
+    if any(values.count(value) > 1 for value in values):
+        raise ConfigError(f"--vary={axis} has a value twice")
+    return [(key, text) for text in texts]
 
 
 def _cell(
@@ -119,7 +135,7 @@ def _cell(
     flat = flatten(config)
     values = {
         **overrides,
-        "optimizer.learning_rate": rate,
+        RATE: rate,
         **dict.fromkeys(SEEDS, seed),
         **{key: _typed(flat, key, text) for key, text in varied},
     }
@@ -148,4 +164,6 @@ def _typed(flat: Mapping[str, Any], key: str, text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:
-        raise ConfigError(f"--vary={key}={text} is no value of that key") from error
+        raise ConfigError(
+            f"--vary={key}={text} is no value of that key: it takes numbers, True and False with commas between them"
+        ) from error

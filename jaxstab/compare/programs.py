@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jaxstab.compare.grid import SEEDS
+from jaxstab.compare.grid import RATE, SEEDS
 from jaxstab.config import flatten
 from jaxstab.train.config import Config
 from jaxstab.train.program import Program, build
 
-GIVEN = ("optimizer.learning_rate", "optimizer.weight_decay", *SEEDS)  # to a program, as arguments
+GIVEN = (RATE, "optimizer.weight_decay", *SEEDS)  # to a program, as arguments
 
 
 def shared_keys(config: Config) -> dict[str, Any]:

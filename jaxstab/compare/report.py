@@ -16,7 +16,6 @@ from jaxstab.compare.grid import Grid
 from jaxstab.compare.orderings import Published, beside
 from jaxstab.compare.promotion import promotions
 from jaxstab.compare.tables import Result, Table
-from jaxstab.config import UserError
 from jaxstab.diagnose.page import document, escape, table
 from jaxstab.train.workdir import write_text_whole
 
@@ -52,13 +51,10 @@ def write(
     drawn, below = figures(rows, loss, workdir), _setting(grid, rows)
     sections = [(each.title, _html(each)) for each in told] + [(each.title, _drawn(each)) for each in drawn]
     numbers = [each.numbers.markdown for each in drawn if each.numbers]
-    try:
-        write_text_whole(workdir / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        markdown = "\n".join([f"# Comparison\n\n{below}\n", *(each.markdown for each in told), *numbers])
-        write_text_whole(workdir / "report.md", markdown)
-        write_text_whole(workdir / "report.html", document("Comparison", below, sections))
-    except OSError as error:
-        raise UserError(f"the report can't be written to {workdir}: {error.strerror}") from error
+    write_text_whole(workdir / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    markdown = "\n".join([f"# Comparison\n\n{below}\n", *(each.markdown for each in told), *numbers])
+    write_text_whole(workdir / "report.md", markdown)
+    write_text_whole(workdir / "report.html", document("Comparison", below, sections))
 
 
 def _tables(rows: Sequence[Result], law: Law, loss: str, times: Mapping[str, Any]) -> list[Table]:

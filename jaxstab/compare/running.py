@@ -64,7 +64,7 @@ def compare(
     runner = Runner(grid, workdir, law, share, console)
     screening = promotion.screening(grid, law) if until_promotion else grid.cells
     runner.run(screening)
-    missing = sum(row_of(workdir, cell) is None for cell in screening)
+    missing = sum(row_of(workdir, cell) is None for cell in screening if cell.name not in runner.refused)
     if until_promotion and missing:
         say(
             console, f"{missing} runs of seed {law.seed} aren't done; with them, the same command goes on to the others"
@@ -84,12 +84,15 @@ class Runner:
         self._programs, self._of_baseline = Programs(), Programs()
         self._tell = functools.partial(say, console)
         self._trials = together.Trials(self._programs, self._tell)
-        self._refused: list[str] = []
+        self.refused: dict[str, UserError] = {}  # by the name of the cell
 
     def check(self) -> None:
         """Raises UserError where cells couldn't be run."""
-        if self._refused:
-            raise UserError(f"{len(self._refused)} runs can't be made, of which the first is {self._refused[0]}")
+        if not self.refused:
+            return
+        (name, error), *others = self.refused.items()
+        more = f", nor can {len(others)} {'other' if len(others) == 1 else 'others'}" if others else ""
+        raise UserError(f"{name} can't be run{more}: {error}")
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Runs the cells of this machine's share that aren't done."""
@@ -97,61 +100,68 @@ class Runner:
         due = [cell for cell in cells[number::of] if row_of(self._workdir, cell) is None]
         if not due:
             return
-        sample = ahead.trial(due[0].config, self._programs)
+        sample = self._trial(due)
         self._tell(f"{len(cells)} cells, {len(due)} to be run here, into {self._workdir}: {ahead.told(due, sample)}")
         outcomes = self._outcomes(due, sample)
         for place, cell in enumerate(shown(self._console, "cells")(due), 1):
             self._tell(f"{place}/{len(due)} {cell.name}: {next(outcomes)}")
 
-    def _outcomes(self, due: Sequence[Cell], sample: ahead.Trial) -> Iterator[str]:
-        """Runs cells; what each came to, in their order. Where one can't be run, the rest of its group isn't either."""
+    def _trial(self, due: Sequence[Cell]) -> ahead.Trial:
+        """A trial step of the first run that can take one; raises UserError where none can."""
+        errors = []
         for group in together.groups(due):
-            waiting = list(group)
             try:
-                for outcome in self._of_group(group, sample):
-                    waiting.pop(0)
-                    yield outcome
-            except UserError as error:
-                self._refused += [f"{cell.name}: {error}" for cell in waiting]
-                yield from [f"can't be run: {error}"] * len(waiting)
+                return ahead.trial(group[0].config, self._programs)
+            except (UserError, jax.errors.JaxRuntimeError) as error:  # the runs say so themselves where others go on
+                errors.append(UserError(f"{group[0].name} can't be run: {_first_line(error)}"))
+        raise errors[0]
 
-    def _of_group(self, group: Sequence[Cell], sample: ahead.Trial) -> Iterator[str]:
-        """Runs cells that share a program, together where that is faster."""
-        choice = self._trials.choose(group, sample)
-        for part in together.parts(group, choice.at_once if choice else 1):
-            rows: Mapping[str, Result | None] = {}
-            if choice and len(part) > 1:
-                rows = together.run_together(self._workdir, part, self._programs, choice, self._tell)
-            for cell in part:
-                yield self._outcome(cell, rows)
+    def _outcomes(self, due: Sequence[Cell], sample: ahead.Trial) -> Iterator[str]:
+        """Runs cells, those that share a program together where that is faster; what each came to, in their order."""
+        for group in together.groups(due):
+            choice = self._trials.choose(group, sample)
+            for part in together.parts(group, choice.at_once if choice else 1):
+                outcomes: Mapping[str, Result | UserError | None] = {}
+                if choice and len(part) > 1:
+                    outcomes = together.run_together(self._workdir, part, self._programs, choice, self._tell)
+                for cell in part:
+                    yield self._outcome(cell, outcomes)
 
-    def _outcome(self, cell: Cell, rows: Mapping[str, Result | None]) -> str:
-        """What a cell came to, which is run unless it has its row among those of a part."""
-        if cell.name not in rows and (row := row_of(self._workdir, cell)):
+    def _outcome(self, cell: Cell, outcomes: Mapping[str, Result | UserError | None]) -> str:
+        """What a cell came to, which is run unless it has its outcome among those of a part."""
+        if cell.name not in outcomes and (row := row_of(self._workdir, cell)):
             return f"{_told(row)}, by another process"
-        row = rows[cell.name] if cell.name in rows else run_cell(self._workdir, cell, self._programs)
-        if row is None:
+        outcome = outcomes[cell.name] if cell.name in outcomes else self._alone(cell)
+        if outcome is None:
             return "another process is at work on it"
+        if isinstance(outcome, UserError):
+            self.refused[cell.name] = outcome
+            return f"can't be run: {outcome}"
         self._time(cell)
-        return _told(row)
+        return _told(outcome)
+
+    def _alone(self, cell: Cell) -> Result | UserError | None:
+        try:
+            return run_cell(self._workdir, cell, self._programs)
+        except UserError as error:
+            return error
 
     def _time(self, cell: Cell) -> None:
-        """Times a variant's step beside the baseline's, once."""
+        """Times a variant's step beside the baseline's, once; where that fails the run's own outcome stands."""
         path = self._workdir / TIMES / f"{cell.variant.replace('/', '_')}.json"
         baseline = next((each for each in self._grid.cells if each.variant == self._law.baseline), None)
         if path.exists() or baseline is None:
             return
-        workdirs.make(path.parent)
         try:
+            workdirs.make(path.parent)
             steppers = (
                 ahead.stepper_of(cell.config, self._programs),
                 ahead.stepper_of(baseline.config, self._of_baseline),
             )
             times = ahead.in_turns(*steppers, cell.config.train.steps)
-        except jax.errors.JaxRuntimeError as error:  # two models at once may be more than the memory takes
-            self._tell(f"the step of {cell.variant} isn't timed: {str(error).partition(chr(10))[0]}")
-            return
-        workdirs.write_whole(path, {"variant": cell.variant, **times._asdict()})
+            workdirs.write_whole(path, {"variant": cell.variant, **times._asdict()})
+        except (UserError, jax.errors.JaxRuntimeError) as error:  # two models at once may be more than memory takes
+            self._tell(f"the step of {cell.variant} isn't timed: {_first_line(error)}")
 
     def report(self, published: Sequence[Published]) -> None:
         """Writes the report of all cells that are done."""
@@ -172,6 +182,10 @@ class Runner:
 def _times(workdir: Path) -> Mapping[str, Any]:
     times = [read(path) for path in workdir.glob(f"{TIMES}/*.json")]
     return {each["variant"]: each for each in times}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _told(row: Result) -> str:

@@ -28,8 +28,13 @@ class Paired(NamedTuple):
 
 
 def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
-    """The mean of some values; a percentile bootstrap, whose draws are the same whenever it is asked."""
+    """The mean of some values; a percentile bootstrap, whose draws are the same whenever it is asked.
+
+    There is no interval, NaN, where a value isn't finite.
+    """
     array = np.asarray(values, np.float64)
+    if not np.isfinite(array).all():
+        return Estimate(float(array.mean()), np.nan, np.nan, len(array))
     if len(array) < 2 or np.ptp(array) == 0:
         mean = float(array.mean()) if len(array) else np.nan
         end = mean if len(array) > 1 else np.nan

@@ -55,9 +55,10 @@ def mean_losses(rows: Sequence[Result], variant: str, loss: str) -> dict[float, 
 
 
 def best_rate(rows: Sequence[Result], variant: str, loss: str) -> float:
-    """The rate with the lowest mean loss; the lowest rate where all diverged."""
+    """The rate with the lowest mean loss, of those with the most seeds; the lowest rate where all diverged."""
     means = mean_losses(rows, variant, loss)
-    return min(means, key=lambda rate: (means[rate], rate))
+    seeds = {rate: len(losses(rows, variant, rate, loss)) for rate in means}
+    return min(means, key=lambda rate: (-seeds[rate], means[rate], rate))
 
 
 def at_their_best(rows: Sequence[Result], baseline: str, loss: str) -> Table:
@@ -81,12 +82,11 @@ def _beside(
     title: str, rows: Sequence[Result], baseline: str, loss: str, of_variant: Mapping[str, float], below: str
 ) -> Table:
     """Variants, each at a rate, with their differences to the baseline at its own."""
-    tried = rates(rows)
     has_baseline = baseline in of_variant
     reference = losses(rows, baseline, of_variant[baseline], loss) if has_baseline else {}
     body = []
     for variant, rate in of_variant.items():
-        values = losses(rows, variant, rate, loss)
+        values, tried = losses(rows, variant, rate, loss), list(mean_losses(rows, variant, loss))
         ahead = "" if variant == baseline or not has_baseline else difference(paired(values, reference))
         edge = " (an end of the grid)" if len(tried) > 1 and rate in (tried[0], tried[-1]) else ""
         body.append((variant, f"{rate:g}{edge}", _estimate(estimate(list(values.values()))), _std(values), ahead))
@@ -110,10 +110,12 @@ def over_rates(rows: Sequence[Result], loss: str) -> Table:
     body = []
     for variant in variants(rows):
         own = [row for row in rows if row["variant"] == variant]
-        trained = [row["learning_rate"] for row in own if not row["diverged"]]
+        means = mean_losses(rows, variant, loss)
+        trained = [rate for rate, mean in means.items() if np.isfinite(mean)]
         diverged = sum(row["diverged"] for row in own)
-        minds = sensitivity(mean_losses(rows, variant, loss), float(np.mean([row["initial_loss"] for row in own])))
-        cells = (f"{minds:.3f}", f"{diverged} of {len(own)}", f"{max(trained):g}" if trained else "none")
+        minds = sensitivity(means, float(np.mean([row["initial_loss"] for row in own])))
+        of_rates = (f"{minds:.3f}", f"{max(trained):g}") if trained else ("none", "none")
+        cells = (of_rates[0], f"{diverged} of {len(own)}", of_rates[1])
         body.append((variant, *cells, f"{np.mean([row['spikes'] for row in own]):.1f}"))
     head = ("method", "learning-rate sensitivity", "diverged", "largest rate that trained", "spikes a run")
     below = (
@@ -161,7 +163,7 @@ def cost(rows: Sequence[Result], times: Mapping[str, Mapping[str, Any]]) -> Tabl
         body.append((variant, f"{count:,}", *told))
     below = (
         "A variant's step and two of the baseline's take turns. The control is one of these over the other: what is "
-        "no further from 1 than it is noise."
+        "no further from 1 than it is noise. A method whose runs were made by a command without the baseline has none."
     )
     head = ("method", "stored parameters", "seconds a step", "over the baseline's [95%]", "control [95%]")
     return Table("Cost", head, tuple(body), below)

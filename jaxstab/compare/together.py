@@ -20,6 +20,7 @@ from jaxstab.compare.programs import Programs, shared_keys
 from jaxstab.compare.tables import Result
 from jaxstab.config import UserError
 from jaxstab.train.program import Program
+from jaxstab.train.recovery import UnstableError
 from jaxstab.train.signals import StopRequest
 
 # All chosen. A trial compiles a program and takes a share of a run's steps: it is made where the runs take many times
@@ -76,16 +77,19 @@ class Trials:
         config = cells[0].config
         if not self._open or len(cells) * config.train.steps * sample.step < PAYS * sample.compiling:
             return None
-        program = ahead.program_of(config, self._programs)
+        try:
+            program = ahead.program_of(config, self._programs)
+        except UserError:  # each of the runs says so itself
+            return None
         if program.setup.mesh.size > 1:
             return None
-        count = min(len(cells), fitting(sample, program))
+        count = max(map(len, parts(cells, max(1, fitting(sample, program)))))
         while count > 1:
             try:
                 return self._measured(program, count)
             except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
                 self._tell(f"{count} runs can't be taken as one program: {str(error).partition(chr(10))[0]}")
-                count = count // 2
+                count = math.ceil(count / 2)
         return None
 
     def _measured(self, program: Program, count: int) -> Choice | None:
@@ -123,7 +127,7 @@ def _memory(device: jax.Device) -> int:
 
 def run_together(
     workdir: Path, cells: Sequence[Cell], programs: Programs, choice: Choice, tell: Callable[[str], None]
-) -> dict[str, Result | None]:
+) -> dict[str, Result | UserError | None]:
     """Runs cells that share a program as one, each as `run_cell` does, with its workdir, its lock and its checkpoints.
 
     Args:
@@ -134,11 +138,10 @@ def run_together(
       tell: takes a line where the device fails.
 
     Returns:
-      A row by the cell's name, None where another process is at work on it. Those are missing that are done already,
-      and those that have to go on alone because the device failed in a step of all.
+      A row by the cell's name, None where another process is at work on it, an error where it can't be run. Those are
+      missing that are done already, and those that have to go on alone because the device failed in a step of all.
 
     Raises:
-      UserError: nothing could be trained.
       Stopped: by a signal; every run is saved.
     """
     due = [cell for cell in cells if row_of(workdir, cell) is None]
@@ -152,7 +155,7 @@ def run_together(
         with lockstep.member(number) as stepping:
             try:
                 outcomes[cell.name] = run_cell(
-                    workdir, cell, lambda *given: stepping(programs(*given)), request, results=(UserError,)
+                    workdir, cell, lambda *given: stepping(programs(*given)), request, results=(UnstableError,)
                 )
             except Exception as error:  # raised below, in the thread that people hear of
                 outcomes[cell.name] = error
@@ -166,13 +169,16 @@ def run_together(
     return _rows({cell.name: outcomes[cell.name] for cell in due}, tell)
 
 
-def _rows(outcomes: Mapping[str, Result | Exception | None], tell: Callable[[str], None]) -> dict[str, Result | None]:
-    rows: dict[str, Result | None] = {}
+def _rows(
+    outcomes: Mapping[str, Result | Exception | None], tell: Callable[[str], None]
+) -> dict[str, Result | UserError | None]:
+    rows: dict[str, Result | UserError | None] = {}
+    failed = {name: each for name, each in outcomes.items() if isinstance(each, jax.errors.JaxRuntimeError)}
     for name, outcome in outcomes.items():
-        if isinstance(outcome, jax.errors.JaxRuntimeError):
-            tell(f"{name} goes on alone: {str(outcome).partition(chr(10))[0]}")
-        elif isinstance(outcome, Exception):
-            raise outcome
-        else:
+        if isinstance(outcome, UserError) or not isinstance(outcome, Exception):
             rows[name] = outcome
+        elif name not in failed:
+            raise outcome
+    for name, error in failed.items():
+        tell(f"{name} goes on alone: {str(error).partition(chr(10))[0]}")
     return rows

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from jaxstab.train.loop import Trainer
 
 
+class UnstableError(UserError):
+    """The run stops, since a step was a spike or not finite and nothing else is left to be done about it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Action:
     """What is done about an incident.
@@ -108,7 +112,7 @@ def act(action: Action, trainer: Trainer, step: int, state: TrainState) -> None:
 
     Raises:
       RolledBack: the journal tells where to go on from.
-      UserError: the run stops; the state before the step is saved, unless the step was taken.
+      UnstableError: the run stops; the state before the step is saved, unless the step was taken.
     """
     _leave_incident(action, trainer, step)
     if action.rollback:
@@ -123,7 +127,7 @@ def act(action: Action, trainer: Trainer, step: int, state: TrainState) -> None:
         raise RolledBack
     if action.response == "stop":
         attempt = trainer.journal.attempt
-        raise UserError(
+        raise UnstableError(
             f"{action.reason} at step {step}{f', after {attempt} roll-backs' if attempt else ''}; "
             f"{_where_it_goes_on(action, trainer, step, state)}. A lower optimizer.learning_rate or a longer "
             f"optimizer.warmup, in another --workdir, may help; {trainer.workdir / incidents.DIRECTORY} has what was "

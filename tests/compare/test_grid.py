@@ -25,12 +25,6 @@ def test_every_combination_is_there_once_and_has_its_keys():
     assert flat["train.seed"] == flat["data.seed"] == 2
 
 
-def test_machines_share_the_cells_without_overlap():
-    grid = read_grid(CONFIG, METHODS, ["small", "he", "wesar"], ["1e-3", "3e-3"], ["1", "2"])
-    shares = [cell.name for number in range(5) for cell in grid.share(number, 5)]
-    assert sorted(shares) == sorted(cell.name for cell in grid.cells)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_every_named_method_can_be_run(name):
     (cell,) = read_grid(CONFIG, METHODS, [name], [], []).cells
@@ -42,16 +36,21 @@ def test_every_named_method_can_be_run(name):
     [
         ((["wesr"], [], [], []), "unknown method 'wesr' in --methods; did you mean wesar?"),
         ((["wesar"], ["fast"], [], []), "--learning_rates takes numbers with commas between them, not 'fast'"),
+        ((["wesar"], [], ["1.5"], []), "--seeds takes integers with commas between them, not '1.5'"),
         ((["wesar"], ["nan"], [], []), "--learning_rates takes finite numbers, not 'nan'"),
         ((["wesar"], ["-1"], [], []), "wesar can't be run with this config: optimizer.learning_rate"),
         ((["wesar"], [], ["1", "1"], []), "the grid has wesar-0.001-seed1 twice"),
         ((["wesar"], [], [], ["optimizer.weight_decay"]), "--vary=optimizer.weight_decay lacks its values"),
         (
             (["wesar"], [], [], ["optimizer.weight_decy=1"]),
-            "unknown config key optimizer.weight_decy of wesar; did you",
+            "unknown config key optimizer.weight_decy in --vary; did you",
         ),
         ((["small"], [], [], ["reparam.wesar.sigma=0.01,0.02"]), "--vary=reparam.wesar.sigma has no effect on small"),
         ((["wesar"], [], [], ["train.steps=f(1)"]), "--vary=train.steps=f(1) is no value of that key"),
+        ((["wesar"], [], [], ["data.seed=1,2"]), "--vary=data.seed: rates and seeds are --learning_rates and --seeds"),
+        ((["wesar"], [], [], ["optimizer.learning_rate=1"]), "rates and seeds are --learning_rates and --seeds"),
+        ((["wesar"], [], [], ["optimizer.weight_decay=0.1, 0.10"]), "has a value twice"),
+        ((["wesar"], [], [], ["train.steps=3", "train.steps=4"]), "--vary=train.steps is given twice"),
     ],
 )
 def test_what_is_wrong_is_one_line(given, told):

@@ -161,7 +161,37 @@ def test_what_can_be_run_is_where_other_runs_cannot_be(tiny, tmp_path, capsys):
     assert [row["data.field"] for row in rows] == ["text", "text"]
     out, err = (" ".join(each.split()) for each in capsys.readouterr())
     assert "1/4 small-0.001-seed0-data.field=body: can't be run: " in out and "4/4 small-0.002-seed0" in out
-    assert "2 runs can't be made, of which the first is small-0.001-seed0-data.field=body: " in err
+    assert "small-0.001-seed0-data.field=body can't be run, nor can 1 other: " in err
+
+
+def test_a_baseline_without_a_program_is_told_and_the_others_run_and_are_judged(tiny, tmp_path, capsys):
+    grid = ("--methods=qk_norm,small,he", "--learning_rates=1e-3", "--seeds=1,2,3")
+    program, *rest = tiny.command(tmp_path / "grid", *grid, "--config.optimizer.projection.method=qk_clip")
+    assert main.main([program, "compare", *rest, "--until=promotion", "--threshold=0.5"]) == 1
+    rows = [json.loads(line) for line in (tmp_path / "grid" / "results.jsonl").read_text().splitlines()]
+    assert [row["cell"] for row in rows] == ["small-0.001-seed1", "he-0.001-seed1"]
+    out, err = (" ".join(each.split()) for each in capsys.readouterr())
+    assert "qk_norm-0.001-seed1: can't be run: " in out and "the step of small isn't timed: " in out
+    assert "qk_norm-0.001-seed1 can't be run: optimizer.projection" in err and "aren't done" not in out
+
+
+def test_what_a_user_can_mend_is_no_result_and_binds_nothing(tiny, tmp_path, capsys):
+    workdir = tmp_path / "grid"
+    program, *rest = tiny.command(workdir, "--methods=small", "--learning_rates=1e-3", "--seeds=1")
+    assert main.main([program, "compare", *rest, "--config.data.files=missing.jsonl"]) == 1
+    assert main.main([program, "compare", *rest]) == 0  # the workdir isn't bound to what has never run
+    (result,) = workdir.glob("cells/*/result.json")
+    kept = json.loads(result.read_text())
+    result.unlink()
+    (result.parent / "config.json").rename(tmp_path / "config.json")
+    (result.parent / "config.json").write_text("{")
+    assert main.main([program, "compare", *rest]) == 1
+    assert "can't be run: " in " ".join(capsys.readouterr().out.split()) and not result.exists()
+    (tmp_path / "config.json").rename(result.parent / "config.json")
+    assert main.main([program, "compare", *rest]) == 0
+    assert json.loads(result.read_text()) == kept
+    assert main.main([program, "compare", *rest, "--config.optimizer.weight_decay=0.5"]) == 1
+    assert "optimizer.weight_decay (there 0.01, here 0.5)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -167,9 +167,28 @@ def test_where_the_device_fails_in_the_step_of_all_each_goes_on_alone(tiny, tmp_
     assert_same_runs(tmp_path, alone(cells[:1]), cells[:1])
 
 
-def test_what_no_run_can_be_trained_on_is_told_as_for_one(tiny, at_once):
-    with pytest.raises(UserError, match=r"nothing\.jsonl"):
-        at_once(grid(tiny, rates=["1e-3", "2e-3", "1e-2", "3e-3"], **{"data.files": ("nothing.jsonl",)}))
+def test_what_no_run_can_be_trained_on_is_told_of_each(tiny, at_once):
+    cells = grid(tiny, rates=["1e-3", "2e-3", "1e-2", "3e-3"], **{"data.files": ("nothing.jsonl",)})
+    outcomes = at_once(cells)
+    assert list(outcomes) == [cell.name for cell in cells]
+    assert all(isinstance(each, UserError) and "nothing.jsonl" in str(each) for each in outcomes.values())
+
+
+@pytest.mark.slow
+def test_one_that_cannot_be_run_leaves_the_others_to_go_on(tiny, tmp_path, at_once, alone):
+    cells = grid(tiny, rates=["1e-3", "2e-3", "1e-2", "3e-3"])
+    damaged = directory_of(tmp_path, cells[1].name)
+    damaged.mkdir(parents=True)
+    (damaged / "config.json").write_text("{")
+    outcomes = at_once(cells)
+    assert isinstance(outcomes.pop(cells[1].name), UserError) and not (damaged / RESULT).exists()
+    assert list(outcomes) == [cells[place].name for place in (0, 2, 3)]
+    assert_same_runs(tmp_path, alone([cells[0], *cells[2:]]), [cells[0], *cells[2:]])
+
+
+def test_a_signal_is_heard_where_another_run_cannot_be_made():
+    with pytest.raises(Stopped):
+        together._rows({"one": UserError("no data"), "two": Stopped(signal.SIGINT, 3)}, print)
 
 
 @pytest.mark.slow
@@ -233,7 +252,7 @@ def test_as_many_runs_go_together_as_memory_has_room_for(tiny, monkeypatch):
     monkeypatch.setattr(ahead, "in_turns", timed)
     monkeypatch.setattr(together, "_memory", lambda device: 5.5 * 3 * state / together.FILLED)
     choice = together.Trials(built, told.append).choose(cells, SAMPLE._replace(memory=state))
-    assert choice.at_once == 2 and told[0] == "5 runs can't be taken as one program: RESOURCE_EXHAUSTED: no memory"
+    assert choice.at_once == 2 and told[0] == "3 runs can't be taken as one program: RESOURCE_EXHAUSTED: no memory"
 
 
 def test_groups_are_of_one_program_and_their_parts_as_large_as_each_other(tiny):
