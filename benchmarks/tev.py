@@ -6,6 +6,7 @@ Chung et al. 2024 offer the mean TEV as a proxy for gradient variance. Beside it
 norm and the update's. Each is correlated with the gradient variance at the end (over micro-batches, and over entries,
 since the paper doesn't say which), the loss at the end and whether the run diverged; over all runs, and within methods,
 where the correlation is the mean of each method's own ranks: a proxy that only tells methods apart has none there.
+Of the first seed it is taken over methods at each rate, too, since a rate moves both.
 Over time it is each run's own correlation of a predictor with gradient variance over its full measurements, without
 the first, as their Figure 3 has them, and the mean of these over runs. Intervals by resampling runs.
 """
@@ -31,6 +32,7 @@ from jaxstab.logging import in_force, read_measurements, read_metrics
 
 TARGETS = ("gradient_variance", "gradient_entry_variance", "train_loss", "validation_loss", "diverged")
 
+FEWEST = 10  # methods that a correlation at one rate takes
 PREDICTORS = {  # by the name in a row of a comparison, that in the metrics of a run
     "tev_embed_tokens": "stability/tev_mean/embed_tokens",
     "tev_lm_head": "stability/tev_mean/lm_head",
@@ -89,7 +91,28 @@ def table(rows: Sequence[Result]) -> list[dict[str, Any]]:
     return results
 
 
-def markdown(results: Sequence[Mapping[str, Any]], in_time: Mapping[str, Estimate], count: int) -> str:
+def at_each_rate(rows: Sequence[Result], target: str = TARGETS[0]) -> dict[str, dict[str, float]]:
+    """{rate: {predictor: rank correlation with the target, over methods}}, of the first seed; some rates have more."""
+    first = min(row["seed"] for row in rows)
+    results: dict[str, dict[str, float]] = {}
+    for rate in sorted({row["learning_rate"] for row in rows}):
+        own = [row for row in rows if (row["learning_rate"], row["seed"]) == (rate, first)]
+        own = [row for row in own if {target, *PREDICTORS} <= set(row)]
+        if len(own) >= FEWEST:
+            of_target = [row[target] for row in own]
+            results[f"{rate:g} ({len(own)} methods)"] = {
+                name: float(scipy.stats.spearmanr([row[name] for row in own], of_target).statistic)
+                for name in PREDICTORS
+            }
+    return results
+
+
+def markdown(
+    results: Sequence[Mapping[str, Any]],
+    in_time: Mapping[str, Estimate],
+    of_rates: Mapping[str, Mapping[str, float]],
+    count: int,
+) -> str:
     """The correlations as tables."""
     lines = [
         f"{count} runs.",
@@ -104,6 +127,13 @@ def markdown(results: Sequence[Mapping[str, Any]], in_time: Mapping[str, Estimat
     ]
     lines += ["", "| predictor | with gradient variance, over time in a run [95%] |", "|---|---|"]
     lines += [f"| {predictor} | {correlation(each)} |" for predictor, each in in_time.items()]
+    lines += [
+        "",
+        f"| with {TARGETS[0]}, over methods at one rate | {' | '.join(of_rates)} |",
+        "|---" * (1 + len(of_rates)) + "|",
+    ]
+    for predictor in PREDICTORS:
+        lines.append(f"| {predictor} | {' | '.join(f'{each[predictor]:+.2f}' for each in of_rates.values())} |")
     return "\n".join(lines) + "\n"
 
 
@@ -124,8 +154,9 @@ def main() -> None:
         name: estimate([each[name] for each in of_runs.values() if np.isfinite(each.get(name, np.nan))])
         for name in PREDICTORS
     }
-    numbers = {"at the end": results, "over time": in_time, "of runs": of_runs}
-    write(given.out, "tev", markdown(results, in_time, len(rows)), numbers)
+    of_rates = at_each_rate(rows)
+    numbers = {"at the end": results, "over time": in_time, "at each rate": of_rates, "of runs": of_runs}
+    write(given.out, "tev", markdown(results, in_time, of_rates, len(rows)), numbers)
 
 
 if __name__ == "__main__":

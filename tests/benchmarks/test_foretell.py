@@ -111,3 +111,22 @@ def test_a_proxy_over_time_is_ranked_in_each_run_by_itself():
     ranks = tev.over_time(lines, measured)
     assert ranks["tev_embed_tokens"] == pytest.approx(1) and ranks["grad_norm"] == pytest.approx(-1)
     assert tev.over_time(lines, {}) == {}
+
+
+def test_at_one_rate_the_first_seeds_methods_are_ranked_among_each_other():
+    """A rate moves predictor and target against each other, methods at one rate move them together."""
+    rows = [
+        {
+            "seed": seed,
+            "learning_rate": rate,
+            "gradient_variance": step - 100 * rate,
+            **dict.fromkeys(tev.PREDICTORS, level),
+        }
+        for rate, methods in ((0.1, 12), (1.0, 12), (2.0, 3))
+        for step in range(methods)
+        for seed, level in ((1, step + 100 * rate), (2, -step))
+    ]
+    of_rates = tev.at_each_rate(rows)
+    assert of_rates == {
+        f"{rate} (12 methods)": pytest.approx(dict.fromkeys(tev.PREDICTORS, 1.0)) for rate in ("0.1", "1")
+    }
