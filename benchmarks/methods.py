@@ -211,7 +211,7 @@ def main() -> None:
     diverged = sum(row["diverged"] for row in rows)
     tables = [means(several), around_best(rows), promotions(several, LOSS, law), pairs(several)] if several else []
     text = f"{len(rows)} runs, {diverged} of them diverged.\n\n"
-    text += "\n".join(table.markdown for table in (*tables, at_all_rates(rows), pace(rows)))
+    text += "\n".join(table.markdown for table in (*tables, at_all_rates(rows), pace(rows)) if table.rows)
     write(given.out, "methods", text)
     draw(rows, given.out / "methods.svg")
 

@@ -59,7 +59,7 @@ def test_every_combination_is_described(name, argument):
 @pytest.mark.parametrize("rung", ladder.RUNGS)
 def test_the_recipe_is_a_rung_of_the_ladder_with_a_method_of_the_comparison(rung):
     values = recipe.get_config(f"rung={rung}")
-    assert METHODS["muonh"].items() <= flatten(resolve(values)).items()
+    assert METHODS["muon"].items() <= flatten(resolve(values)).items()
     values.model.vocabulary = ladder.RUNGS[rung][2]  # the tokenizer's, which is a file that isn't here
     told = f"{describe.total(resolve(values)) / 1e6:.1f}M"
     assert told in ladder.__doc__ or f"{describe.total(resolve(values)) / 1e6:.2f}M" in ladder.__doc__
