@@ -77,6 +77,9 @@ def parse(argv: Sequence[str]) -> Call:
     words = 1 if takes_files else len(positional)
     command = " ".join(positional[:words]) or "train"
     if command not in COMMANDS:
+        alone = [name for name in COMMANDS if name.split()[0] == positional[0]] == positional[:1]
+        if alone:
+            raise UserError(f"{positional[0]} takes no {positional[1]!r}: a flag's values have commas and no spaces")
         raise UserError(unknown(f"command {command!r}", command, COMMANDS))
     _refuse_foreign(command, values)
     return Call(command, positional[words:], values, overridden)

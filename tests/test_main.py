@@ -194,6 +194,7 @@ BAD_VALUES = [
     ("--wrokdir=runs/first", "'wrokdir'", "Did you mean: workdir"),
     ("trian", "unknown command 'trian'", "did you mean train?"),
     ("data", "unknown command 'data'", "data tokenizer, data prepare"),
+    ("compare --methods=small, wesar", "compare takes no 'wesar'", "commas and no spaces"),
     ("describe --replay=6", "--replay means nothing to describe: it is a flag of diagnose"),
 ]
 
