@@ -28,9 +28,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.comparisons import rows_of, write
-from jaxstab.compare.comparison import Law
+from jaxstab.compare.comparison import THRESHOLD, Law
 from jaxstab.compare.curves import COLORS
-from jaxstab.compare.promotion import THRESHOLD, promotions
+from jaxstab.compare.promotion import promotions
 from jaxstab.compare.statistics import estimate, paired, rank_correlation, sensitivity
 from jaxstab.compare.tables import (
     Result,

@@ -17,8 +17,8 @@ FLAGS = (
     Flag("cells", "0/1", "The share of the runs that this machine takes: --cells=i/n."),
     Flag(
         "threshold",
-        0.05,
-        "The largest p at which a difference isn't noise, fixed by the first run.",
+        None,
+        "The largest p at which a difference isn't noise, fixed by the first run; 0.05 where it isn't given.",
         flags.DEFINE_float,
     ),
     Flag("until", "", "promotion: only the runs that decide which methods win; by default all."),
@@ -38,7 +38,7 @@ def _run(call: Call) -> None:
         raise ConfigError(f"--cells={call['cells']} must be i/n with i from 0 to n-1: for instance --cells=0/4")
     if call["until"] not in ("", "promotion"):
         raise ConfigError(f"--until={call['until']} isn't known; --until=promotion is, or leave it out")
-    if not 0 < call["threshold"] < 1:
+    if call["threshold"] is not None and not 0 < call["threshold"] < 1:
         raise ConfigError(f"--threshold={call['threshold']:g} must lie between 0 and 1")
     grid = read_grid(config, METHODS, call["methods"], call["learning_rates"], call["seeds"], call["vary"])
     workdir = Path(call.required("workdir", "runs/comparison"))

@@ -16,6 +16,7 @@ from jaxstab.train import workdir as workdirs
 from jaxstab.train.config import Config, training_keys
 
 COMPARISON = "comparison.json"
+THRESHOLD = 0.05  # of p, where none is asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +34,14 @@ class Law:
     threshold: float
 
 
-def fix(workdir: Path, config: Config, grid: Grid, threshold: float) -> Law:
+def fix(workdir: Path, config: Config, grid: Grid, threshold: float | None = None) -> Law:
     """Writes down what a comparison is, or returns what was written down when it was begun, by its first step.
 
     Args:
       workdir: exists.
       config: what all cells share.
       grid: its first cell names the baseline and the seed, unless the comparison has them already.
-      threshold: of p.
+      threshold: of p; None for that which the comparison was begun with.
 
     Raises:
       ConfigError: the comparison was begun with another threshold or config.
@@ -48,7 +49,7 @@ def fix(workdir: Path, config: Config, grid: Grid, threshold: float) -> Law:
     """
     path = workdir / COMPARISON
     keys = json.loads(json.dumps(_shared(config)))
-    law = Law(grid.cells[0].variant, grid.cells[0].seed, threshold)
+    law = Law(grid.cells[0].variant, grid.cells[0].seed, THRESHOLD if threshold is None else threshold)
     try:
         if not any(workdir.glob(f"cells/*/{METRICS}")):
             workdirs.write_whole(path, {"law": dataclasses.asdict(law), "config": keys})
@@ -57,7 +58,7 @@ def fix(workdir: Path, config: Config, grid: Grid, threshold: float) -> Law:
         fixed, previous = Law(**saved["law"]), dict(saved["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} can't be used ({type(error).__name__}: {error}); take another workdir") from error
-    if fixed.threshold != threshold:
+    if threshold not in (None, fixed.threshold):
         raise ConfigError(
             f"--threshold={threshold:g}, but {workdir} was begun with {fixed.threshold:g}: it is fixed before the "
             "runs; take another workdir for another"

@@ -16,8 +16,6 @@ from jaxstab.compare.statistics import Paired, paired
 from jaxstab.compare.tables import Result, Table, best_rate, difference, losses, variants
 from jaxstab.config import ConfigError
 
-THRESHOLD = 0.05
-
 
 class Verdict(NamedTuple):
     """How a variant stands against the baseline.

@@ -30,7 +30,7 @@ def compare(
     grid: Grid,
     workdir: Path,
     share: tuple[int, int] = (0, 1),
-    threshold: float = promotion.THRESHOLD,
+    threshold: float | None = None,
     until_promotion: bool = False,
     published: Sequence[Published] = (),
     console: Console | None = None,
@@ -46,7 +46,8 @@ def compare(
       grid: the cells, whose first method is the baseline.
       workdir: of the comparison; every cell has a directory below it.
       share: (i, n): of every n cells that with the number i.
-      threshold: the largest p at which a difference isn't noise; fixed when the comparison is begun.
+      threshold: the largest p at which a difference isn't noise, fixed when the comparison is begun; None for that one,
+        and 0.05 in a new workdir.
       until_promotion: whether only those cells are run that the law needs: the first seed everywhere, then the others
         of the methods that it doesn't put behind the baseline, at their best rates.
       published: what papers report of methods by the same names.
@@ -57,10 +58,10 @@ def compare(
         comparison.
     """
     console = console or Console(highlight=False)
-    if until_promotion:
-        promotion.check_seeds(len({cell.seed for cell in grid.cells}), threshold)
     workdirs.make(workdir)
     law = fix(workdir, config, grid, threshold)
+    if until_promotion:
+        promotion.check_seeds(len({cell.seed for cell in grid.cells}), law.threshold)
     runner = Runner(grid, workdir, law, share, console)
     screening = promotion.screening(grid, law) if until_promotion else grid.cells
     runner.run(screening)

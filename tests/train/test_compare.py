@@ -117,6 +117,12 @@ def test_processes_share_a_workdir_and_one_command_after_the_other_adds_to_its_r
     assert "1 of 1 runs, and 1 of earlier grids" in markdown and "difference to he" in markdown
     assert main.main([program, "compare", *rest, "--threshold=0.1"]) == 1
     assert "was begun with 0.05" in capsys.readouterr().err
+    law = json.loads((workdir / "comparison.json").read_text())
+    law["law"]["threshold"] = 0.1  # as a first command with --threshold=0.1 writes it
+    (workdir / "comparison.json").write_text(json.dumps(law))
+    assert main.main([program, "compare", *rest]) == 0 and "p <= 0.1 by" in (workdir / "report.md").read_text()
+    assert main.main([program, "compare", *rest, "--threshold=0.05"]) == 1
+    assert "was begun with 0.1" in capsys.readouterr().err
     assert main.main([program, "compare", *rest, "--config.optimizer.warmup=3"]) == 1
     assert "optimizer.warmup (there 2, here 3)" in capsys.readouterr().err
 
