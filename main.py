@@ -77,8 +77,7 @@ def parse(argv: Sequence[str]) -> Call:
     words = 1 if takes_files else len(positional)
     command = " ".join(positional[:words]) or "train"
     if command not in COMMANDS:
-        alone = [name for name in COMMANDS if name.split()[0] == positional[0]] == positional[:1]
-        if alone:
+        if positional[0] in COMMANDS:
             raise UserError(f"{positional[0]} takes no {positional[1]!r}: a flag's values have commas and no spaces")
         raise UserError(unknown(f"command {command!r}", command, COMMANDS))
     _refuse_foreign(command, values)

@@ -34,6 +34,11 @@ DIVERGED = 0.5
 AT_END = ("log_z", "grad_norm", "grad_norm_effective", "update_norm", "tokens_per_second")
 
 
+def first_line(error: Exception) -> str:
+    """What an error says on its first line; a device's has many."""
+    return str(error).partition("\n")[0]
+
+
 def directory_of(workdir: Path, cell: str) -> Path:
     """The workdir of a cell, by its name."""
     return workdir / "cells" / cell
@@ -89,7 +94,7 @@ def run_cell(
     except workdirs.BusyError:
         return None
     except results as error:
-        stopped = str(error).partition("\n")[0]
+        stopped = first_line(error)
     lines = in_force(read_metrics(directory / METRICS)) if (directory / METRICS).is_file() else []
     if not any("train/loss" in line for line in lines):
         raise UserError(stopped or f"{directory} has no step of a run")

@@ -52,6 +52,11 @@ class Grid:
     cells: tuple[Cell, ...]
 
 
+def share_of(cells: Sequence[Cell], number: int, of: int) -> Sequence[Cell]:
+    """The cells of one machine among `of`, numbered from 0; together they have each once."""
+    return cells[number::of]
+
+
 def read_grid(
     config: Config,
     known: Mapping[str, Overrides],

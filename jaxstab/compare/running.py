@@ -11,9 +11,9 @@ import jax
 from rich.console import Console
 
 from jaxstab.compare import ahead, promotion, report, together
-from jaxstab.compare.cells import read, row_of, run_cell
+from jaxstab.compare.cells import first_line, read, row_of, run_cell
 from jaxstab.compare.comparison import Law, fix, rows_of
-from jaxstab.compare.grid import Cell, Grid
+from jaxstab.compare.grid import Cell, Grid, share_of
 from jaxstab.compare.orderings import Published
 from jaxstab.compare.programs import Programs
 from jaxstab.compare.tables import Result
@@ -97,8 +97,7 @@ class Runner:
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Runs the cells of this machine's share that aren't done."""
-        number, of = self._share
-        due = [cell for cell in cells[number::of] if row_of(self._workdir, cell) is None]
+        due = [cell for cell in share_of(cells, *self._share) if row_of(self._workdir, cell) is None]
         if not due:
             return
         sample = self._trial(due)
@@ -114,7 +113,7 @@ class Runner:
             try:
                 return ahead.trial(group[0].config, self._programs)
             except (UserError, jax.errors.JaxRuntimeError) as error:  # the runs say so themselves where others go on
-                errors.append(UserError(f"{group[0].name} can't be run: {_first_line(error)}"))
+                errors.append(UserError(f"{group[0].name} can't be run: {first_line(error)}"))
         raise errors[0]
 
     def _outcomes(self, due: Sequence[Cell], sample: ahead.Trial) -> Iterator[str]:
@@ -162,7 +161,7 @@ class Runner:
             times = ahead.in_turns(*steppers, cell.config.train.steps)
             workdirs.write_whole(path, {"variant": cell.variant, **times._asdict()})
         except (UserError, jax.errors.JaxRuntimeError) as error:  # two models at once may be more than memory takes
-            self._tell(f"the step of {cell.variant} isn't timed: {_first_line(error)}")
+            self._tell(f"the step of {cell.variant} isn't timed: {first_line(error)}")
 
     def report(self, published: Sequence[Published]) -> None:
         """Writes the report of all cells that are done."""
@@ -183,10 +182,6 @@ class Runner:
 def _times(workdir: Path) -> Mapping[str, Any]:
     times = [read(path) for path in workdir.glob(f"{TIMES}/*.json")]
     return {each["variant"]: each for each in times}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _told(row: Result) -> str:

@@ -114,8 +114,8 @@ def over_rates(rows: Sequence[Result], loss: str) -> Table:
         trained = [rate for rate, mean in means.items() if np.isfinite(mean)]
         diverged = sum(row["diverged"] for row in own)
         minds = sensitivity(means, float(np.mean([row["initial_loss"] for row in own])))
-        of_rates = (f"{minds:.3f}", f"{max(trained):g}") if trained else ("none", "none")
-        cells = (of_rates[0], f"{diverged} of {len(own)}", of_rates[1])
+        sensitive, largest = (f"{minds:.3f}", f"{max(trained):g}") if trained else ("none", "none")
+        cells = (sensitive, f"{diverged} of {len(own)}", largest)
         body.append((variant, *cells, f"{np.mean([row['spikes'] for row in own]):.1f}"))
     head = ("method", "learning-rate sensitivity", "diverged", "largest rate that trained", "spikes a run")
     below = (

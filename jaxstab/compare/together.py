@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxstab.compare import ahead
-from jaxstab.compare.cells import row_of, run_cell
+from jaxstab.compare.cells import first_line, row_of, run_cell
 from jaxstab.compare.grid import Cell
 from jaxstab.compare.lockstep import Joint, Lockstep, joint_step
 from jaxstab.compare.programs import Programs, shared_keys
@@ -88,7 +88,7 @@ class Trials:
             try:
                 return self._measured(program, count)
             except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-                self._tell(f"{count} runs can't be taken as one program: {str(error).partition(chr(10))[0]}")
+                self._tell(f"{count} runs can't be taken as one program: {first_line(error)}")
                 count = math.ceil(count / 2)
         return None
 
@@ -173,12 +173,11 @@ def _rows(
     outcomes: Mapping[str, Result | Exception | None], tell: Callable[[str], None]
 ) -> dict[str, Result | UserError | None]:
     rows: dict[str, Result | UserError | None] = {}
-    failed = {name: each for name, each in outcomes.items() if isinstance(each, jax.errors.JaxRuntimeError)}
     for name, outcome in outcomes.items():
-        if isinstance(outcome, UserError) or not isinstance(outcome, Exception):
-            rows[name] = outcome
-        elif name not in failed:
+        if isinstance(outcome, jax.errors.JaxRuntimeError):
+            tell(f"{name} goes on alone: {first_line(outcome)}")
+        elif isinstance(outcome, Exception) and not isinstance(outcome, UserError):
             raise outcome
-    for name, error in failed.items():
-        tell(f"{name} goes on alone: {str(error).partition(chr(10))[0]}")
+        else:
+            rows[name] = outcome
     return rows

@@ -4,6 +4,7 @@ import pytest
 
 from configs.methods import METHODS
 from jaxstab.compare import read_grid
+from jaxstab.compare.grid import share_of
 from jaxstab.config import ConfigError, flatten
 from jaxstab.train.config import Config
 
@@ -23,6 +24,12 @@ def test_every_combination_is_there_once_and_has_its_keys():
     assert flat["reparam.method"] == "wesar" and flat["init.method"] == "he"
     assert (flat["optimizer.learning_rate"], flat["optimizer.weight_decay"]) == (0.01, 0.1)
     assert flat["train.seed"] == flat["data.seed"] == 2
+
+
+def test_machines_share_the_cells_without_overlap():
+    grid = read_grid(CONFIG, METHODS, ["small", "he", "wesar"], ["1e-3", "3e-3"], ["1", "2"])
+    shares = [cell.name for number in range(5) for cell in share_of(grid.cells, number, 5)]
+    assert sorted(shares) == sorted(cell.name for cell in grid.cells)
 
 
 @pytest.mark.parametrize("name", METHODS)
