@@ -35,6 +35,7 @@ import numpy as np
 import optax
 from rich.console import Console
 
+from benchmarks.timing import interval
 from jaxstab import scale, stability
 from jaxstab.logging import LogConfig, RunLogger
 from jaxstab.model.config import ModelConfig
@@ -208,10 +209,8 @@ def of_light(shape: str, rounds: int) -> dict[str, Any]:
 
 def summary(ratios: list[float]) -> dict[str, Any]:
     """The ratios and their median, with its 95% interval by resampling."""
-    resampled = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
-    low, high = np.quantile(np.median(resampled, axis=1), (0.025, 0.975))
     rounded = [round(ratio, 4) for ratio in ratios]
-    return {"median": round(statistics.median(ratios), 4), "interval": [round(low, 4), round(high, 4)], "all": rounded}
+    return {"median": round(statistics.median(ratios), 4), "interval": interval(ratios), "all": rounded}
 
 
 if __name__ == "__main__":

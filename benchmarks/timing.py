@@ -100,15 +100,19 @@ def ratios(seconds: Mapping[str, Sequence[float]], reference: str) -> dict[str, 
     summaries = {}
     for name, values in seconds.items():
         of_rounds = np.divide(values, seconds[reference])
-        resampled = np.random.default_rng(0).choice(of_rounds, (10_000, len(of_rounds)))
-        interval = np.quantile(np.median(resampled, axis=1), (0.025, 0.975))
         summaries[name] = {
             "ms": round(1e3 * statistics.median(values), 2),
             "ratio": round(float(np.median(of_rounds)), 4),
-            "interval": [round(float(end), 4) for end in interval],
+            "interval": interval(of_rounds),
             "rounds": len(of_rounds),
         }
     return summaries
+
+
+def interval(ratios: Sequence[float] | np.ndarray) -> list[float]:
+    """The 95% interval of the median of ratios, by resampling them."""
+    resampled = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
+    return [round(float(end), 4) for end in np.quantile(np.median(resampled, axis=1), (0.025, 0.975))]
 
 
 def doubled(sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:

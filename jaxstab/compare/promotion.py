@@ -7,7 +7,7 @@ choosing it: paired differences to the baseline at its own rate, and a two-sided
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxstab.compare.comparison import Law
@@ -51,16 +51,26 @@ def screening(grid: Grid, law: Law) -> list[Cell]:
     return [cell for cell in grid.cells if cell.seed == law.seed]
 
 
-def deciding(grid: Grid, rows: Sequence[Result], loss: str, law: Law) -> list[Cell]:
-    """All seeds of the baseline and of those that the first seed doesn't put behind it, at their best rates.
+def chosen_rates(rows: Sequence[Result], loss: str, law: Law) -> dict[str, float]:
+    """The best rates, by the first seed, of the baseline and of those that it doesn't put behind the baseline.
 
     None where no run of the baseline is done.
     """
     first = [row for row in rows if row["seed"] == law.seed]
     rate = {variant: best_rate(first, variant, loss) for variant in variants(first)}
     least = {variant: min(losses(first, variant, rate[variant], loss).values()) for variant in rate}
-    chosen = {variant for variant in rate if least[variant] <= least.get(law.baseline, -math.inf)}
-    return [cell for cell in grid.cells if cell.variant in chosen and cell.learning_rate == rate[cell.variant]]
+    return {variant: rate[variant] for variant in rate if least[variant] <= least.get(law.baseline, -math.inf)}
+
+
+def deciding(grid: Grid, chosen: Mapping[str, float]) -> list[Cell]:
+    """The cells at the rates that were chosen, of all seeds."""
+    return [cell for cell in grid.cells if chosen.get(cell.variant) == cell.learning_rate]
+
+
+def unjudged(grid: Grid, chosen: Mapping[str, float]) -> dict[str, float]:
+    """The grid's variants that none of its cells judges, since an earlier grid has their best rate and it doesn't."""
+    judged = {cell.variant for cell in deciding(grid, chosen)}
+    return {cell.variant: chosen[cell.variant] for cell in grid.cells if cell.variant in chosen.keys() - judged}
 
 
 def verdicts(rows: Sequence[Result], loss: str, law: Law) -> list[Verdict]:

@@ -72,7 +72,10 @@ def compare(
         )
     elif until_promotion:
         rows = rows_of(workdir, grid)
-        runner.run(promotion.deciding(grid, rows, report.loss_of(rows), law))
+        chosen = promotion.chosen_rates(rows, report.loss_of(rows), law)
+        runner.run(promotion.deciding(grid, chosen))
+        for variant, rate in promotion.unjudged(grid, chosen).items():
+            say(console, f"{variant} isn't judged: it is best at {rate:g}, which --learning_rates hasn't")
     runner.report(published)
     runner.check()
 
@@ -101,7 +104,7 @@ class Runner:
         if not due:
             return
         sample = self._trial(due)
-        self._tell(f"{len(cells)} cells, {len(due)} to be run here, into {self._workdir}: {ahead.told(due, sample)}")
+        self._tell(f"{len(due)} of {len(cells)} cells to be run here, into {self._workdir}: {ahead.told(due, sample)}")
         outcomes = self._outcomes(due, sample)
         for place, cell in enumerate(shown(self._console, "cells")(due), 1):
             self._tell(f"{place}/{len(due)} {cell.name}: {next(outcomes)}")
@@ -170,7 +173,7 @@ class Runner:
             return
         report.write(self._grid, rows, self._law, _times(self._workdir), self._workdir, published)
         done = sum(row_of(self._workdir, cell) is not None for cell in self._grid.cells)
-        self._tell(f"{done} of {len(self._grid.cells)} cells are done: {self._workdir / 'report.html'}")
+        self._tell(f"{done} of {len(self._grid.cells)} cells done: {self._workdir / 'report.html'}")
         promoted = [
             each for each in promotion.verdicts(rows, report.loss_of(rows), self._law) if each.word == "promoted"
         ]

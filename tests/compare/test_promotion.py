@@ -6,7 +6,16 @@ import scipy.stats
 
 from jaxstab.compare.comparison import Law
 from jaxstab.compare.grid import Cell, Grid
-from jaxstab.compare.promotion import check_seeds, deciding, promotions, screening, seeds_needed, verdicts
+from jaxstab.compare.promotion import (
+    check_seeds,
+    chosen_rates,
+    deciding,
+    promotions,
+    screening,
+    seeds_needed,
+    unjudged,
+    verdicts,
+)
 from jaxstab.config import ConfigError
 from jaxstab.train.config import Config
 
@@ -88,7 +97,9 @@ def test_until_promotion_runs_the_first_seed_everywhere_and_then_candidates_at_t
         (name, rate) for name in ("base", "good", "bad") for rate in RATES
     ]
     by = {"base": {1e-3: 3.0, 1e-2: 3.1}, "good": {1e-3: 3.4, 1e-2: 2.9}, "bad": {1e-3: 3.2, 1e-2: 3.3}}
-    chosen = deciding(grid, rows(by, seeds=(1,)), "loss", LAW)
-    assert {(c.method, c.learning_rate, c.seed) for c in chosen} == {
+    chosen = chosen_rates(rows(by, seeds=(1,)), "loss", LAW)
+    assert {(c.method, c.learning_rate, c.seed) for c in deciding(grid, chosen)} == {
         (name, rate, seed) for name, rate in (("base", 1e-3), ("good", 1e-2)) for seed in (1, 2)
     }
+    assert unjudged(grid, chosen) == {}
+    assert unjudged(Grid(tuple(cell for cell in cells if cell.learning_rate == 1e-3)), chosen) == {"good": 1e-2}

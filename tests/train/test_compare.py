@@ -108,7 +108,7 @@ def test_processes_share_a_workdir_and_one_command_after_the_other_adds_to_its_r
         program, *rest = tiny.command(workdir, "--methods=he", "--learning_rates=1e-3,1e-2", "--seeds=1")
         assert main.main([program, "compare", *rest]) == 0
     printed = capsys.readouterr().out
-    assert "another process is at work on it" in printed and "1 of 2 cells are done" in printed
+    assert "another process is at work on it" in printed and "1 of 2 cells done" in printed
     program, *rest = tiny.command(workdir, "--methods=wesar", "--learning_rates=1e-3", "--seeds=1", "--cells=0/1")
     assert main.main([program, "compare", *rest]) == 0
     rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
@@ -156,7 +156,7 @@ def test_until_promotion_runs_what_the_law_needs(tiny, tmp_path, capsys):
     decided = ["small"] + ["wesar"] * (best["wesar"][0] <= best["small"][0])
     others = {(row["method"], row["learning_rate"], row["seed"]) for row in rows if row["seed"] != 1}
     assert len(first) == 4 and others == {(name, best[name][1], seed) for name in decided for seed in (2, 3)}
-    assert "cells, 4 to be run here" in (printed := capsys.readouterr().out)
+    assert "4 of 4 cells to be run here" in (printed := capsys.readouterr().out)
     assert re.search(r"a trial step takes [\d.e-]+ s and \d+ MB, compiling it [\d.e-]+ s: about \d+ min", printed)
 
 
