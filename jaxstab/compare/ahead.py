@@ -109,10 +109,13 @@ def told(cells: Sequence[Cell], sample: Trial) -> str:
     each = cells[0].config.train.batch_size * cells[0].config.data.length
     programs = len({tuple(sorted((k, str(v)) for k, v in shared_keys(cell.config).items())) for cell in cells})
     seconds = tokens / each * sample.step + programs * sample.compiling
+    searches = [cell.config.search for cell in cells]
+    gradients = sum(search.iterations * search.gradients for search in searches if search)
+    searching = f", at most {gradients * sample.step / 60:,.0f} min of searching initial scales" if gradients else ""
     return (
         f"{tokens:,} tokens and {programs} {'program' if programs == 1 else 'programs'}; a trial step takes "
         f"{sample.step:.2g} s and {sample.memory / 1e6:,.0f} MB, compiling it {sample.compiling:.2g} s: about "
-        f"{seconds / 60:,.0f} min, and the evaluations"
+        f"{seconds / 60:,.0f} min{searching}, and the evaluations"
     )
 
 
