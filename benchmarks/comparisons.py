@@ -9,16 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxstab.compare.tables import Result
+import matplotlib
+import matplotlib.pyplot as plt
+
+from jaxstab.compare.tables import Result, sound
 
 
 def rows_of(parser: argparse.ArgumentParser, workdirs: Sequence[Path]) -> list[Result]:
-    """The rows of comparisons' runs; an error of the command line where one has none."""
+    """The rows of comparisons' runs whose device didn't fail; an error of the command line where one has none."""
     paths = [workdir / "results.jsonl" for workdir in workdirs]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         parser.error(f"no {', '.join(missing)}: --workdir is that of `main.py compare`")
-    rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    rows = sound([json.loads(line) for path in paths for line in path.read_text().splitlines()])
     return rows or parser.error(f"no run is in {', '.join(map(str, paths))}")
 
 
@@ -35,3 +38,10 @@ def write(out: Path, name: str, text: str, numbers: Any = None) -> None:
     if numbers is not None:
         (out / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
     print(text)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure, the same bytes for the same figure."""
+    with matplotlib.rc_context({"svg.hashsalt": "jaxstab"}):
+        figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.comparisons import rows_of, write
+from benchmarks.comparisons import rows_of, save, write
 from jaxstab.compare.cells import directory_of
 from jaxstab.compare.curves import COLORS
 from jaxstab.compare.measured import gradient_variance
@@ -124,8 +124,7 @@ def draw(rows: Sequence[Result], measured: Sequence[str], path: Path) -> None:
         axis.set_xlabel("blocks")
         axis.set_title(NUMBERS[number].replace(", ", ",\n", 1), fontsize=9)
     axes[0, 0].legend(fontsize=7)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save(figure, path)
 
 
 def main() -> None:

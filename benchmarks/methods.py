@@ -2,13 +2,14 @@
 
     python benchmarks/methods.py --workdir=runs/ladder-1 --workdir=runs/ladder-1b --out=docs/results/methods
 
-Of the first seed: the losses at all rates, the best in bold; Wortsman et al. 2023's sensitivity over the rates of the
-first method, where one has them all; and the rates within 0.1 nats of the best. Of methods with several seeds at their
-best rate: means with 95% intervals by resampling; the law's verdict beside the first method in the rows
-(docs/compare.md); the means at every rate that has several seeds; and the difference between each two of them over all
-seeds that both have, with p by permutation of signs, which nobody fixed before. The paces of up_proj and down_proj at
-the best rates, and whether unevenness goes with the loss. A run that two of the workdirs have is taken from the first.
-The figure has the losses over rates, a panel a family.
+The law, with the baseline and the seed that chooses rates, is that of the first workdir's comparison.json. Of that
+seed: the losses at all rates, the best in bold; Wortsman et al. 2023's sensitivity over the rates of the baseline,
+where one has them all; and the rates within 0.1 nats of the best. Of methods with several seeds at their best rate:
+means with 95% intervals by resampling; the law's verdict beside the baseline (docs/compare.md); the means at every rate
+that has several seeds; and the difference between each two of them over all seeds that both have, with p by permutation
+of signs, which nobody fixed before. The paces of up_proj and down_proj at the best rates, and whether unevenness goes
+with the loss. A run that two of the workdirs have is taken from the first. The figure has the losses over rates, a
+panel a family.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.comparisons import rows_of, write
-from jaxstab.compare.comparison import THRESHOLD, Law
+from benchmarks.comparisons import rows_of, save, write
+from jaxstab.compare.comparison import Law, read_comparison
 from jaxstab.compare.curves import COLORS
 from jaxstab.compare.promotion import promotions
 from jaxstab.compare.statistics import estimate, paired, rank_correlation, sensitivity
@@ -43,6 +44,7 @@ from jaxstab.compare.tables import (
     rates,
     variants,
 )
+from jaxstab.config import UserError
 
 LOSS = "validation_loss"
 TEXTS = {LOSS: "held-out text", "wikitext_loss": "WikiText-2"}
@@ -64,15 +66,14 @@ FAMILIES = {
 }
 
 
-def of_first_seed(rows: Sequence[Result]) -> list[Result]:
-    first = min(row["seed"] for row in rows)
-    return [row for row in rows if row["seed"] == first]
+def of_first_seed(rows: Sequence[Result], law: Law) -> list[Result]:
+    return [row for row in rows if row["seed"] == law.seed]
 
 
-def at_all_rates(rows: Sequence[Result]) -> Table:
+def at_all_rates(rows: Sequence[Result], law: Law) -> Table:
     """The first seed's losses, the method with the lowest first."""
-    rows, baseline = of_first_seed(rows), rows[0]["variant"]
-    grid, asked = rates(rows), set(mean_losses(rows, baseline, LOSS))
+    rows = of_first_seed(rows, law)
+    grid, asked = rates(rows), set(mean_losses(rows, law.baseline, LOSS)) or set(rates(rows))
 
     def line(variant: str) -> tuple[float, tuple[str, ...]]:
         of_rate, best = mean_losses(rows, variant, LOSS), best_rate(rows, variant, LOSS)
@@ -89,22 +90,22 @@ def at_all_rates(rows: Sequence[Result]) -> Table:
     return Table("One seed at all rates", head, tuple(each for _, each in sorted(map(line, variants(rows)))))
 
 
-def of_several_seeds(rows: Sequence[Result]) -> list[Result]:
+def of_several_seeds(rows: Sequence[Result], law: Law) -> list[Result]:
     """The runs at the rates that the first seed chose, of methods that have several seeds there."""
-    first = of_first_seed(rows)
+    first = of_first_seed(rows, law)
     chosen = {(variant, best_rate(first, variant, LOSS)) for variant in variants(first)}
     at_rate = [row for row in rows if (row["variant"], row["learning_rate"]) in chosen]
-    several = {row["variant"] for row in at_rate if row["seed"] != first[0]["seed"]}
+    several = {row["variant"] for row in at_rate if row["seed"] != law.seed}
     return sorted((row for row in at_rate if row["variant"] in several), key=lambda row: row["learning_rate"])
 
 
 def means(rows: Sequence[Result]) -> Table:
-    """Means over seeds, on every text."""
-    body = []
+    """Means over seeds, on every text that runs were evaluated on."""
+    body, texts = [], [name for name in TEXTS if any(name in row for row in rows)]
     for variant in variants(rows):
         own = [row for row in rows if row["variant"] == variant]
         rate = own[0]["learning_rate"]
-        of_seeds = [list(losses(own, variant, rate, name).values()) for name in TEXTS]
+        of_seeds = [list(losses(own, variant, rate, name).values()) for name in texts]
         values = [estimate(each) for each in of_seeds]
         told = [
             f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]" if np.isfinite(value.mean) else "a run diverged"
@@ -112,7 +113,7 @@ def means(rows: Sequence[Result]) -> Table:
         ]
         spread = f"{np.std(of_seeds[0], ddof=1):.3f}" if np.isfinite(values[0].mean) else ""
         body.append((values[0].mean, (variant, f"{rate:g}", *told, spread, str(len(own)))))
-    head = ("method", "rate", *(f"{text} [95%]" for text in TEXTS.values()), "std over seeds", "seeds")
+    head = ("method", "rate", *(f"{TEXTS[name]} [95%]" for name in texts), "std over seeds", "seeds")
     return Table("Several seeds", head, tuple(line for _, line in sorted(body)))
 
 
@@ -156,9 +157,9 @@ def pairs(rows: Sequence[Result]) -> Table:
     return Table("Beside each other", ("", *TEXTS.values()), tuple(body))
 
 
-def pace(rows: Sequence[Result]) -> Table:
+def pace(rows: Sequence[Result], law: Law) -> Table:
     """The update ratios of two matrices of the last block, of the first seed at its best rate."""
-    first = of_first_seed(rows)
+    first = of_first_seed(rows, law)
     best = {variant: best_rate(first, variant, LOSS) for variant in variants(first)}
     chosen = [row for row in first if row["learning_rate"] == best[row["variant"]] and {LOSS, *PACE} <= set(row)]
     chosen.sort(key=lambda row: row[LOSS])
@@ -174,26 +175,25 @@ def pace(rows: Sequence[Result]) -> Table:
     return Table("Pace", head, tuple(body), below)
 
 
-def draw(rows: Sequence[Result], path: Path) -> None:
+def draw(rows: Sequence[Result], law: Law, path: Path) -> None:
     """The first seed's losses over rates, a panel a family, with the baseline in each."""
-    rows, baseline = of_first_seed(rows), rows[0]["variant"]
+    rows = of_first_seed(rows, law)
     there = {family: [name for name in names.split() if name in variants(rows)] for family, names in FAMILIES.items()}
     run = {family: names for family, names in there.items() if names}
     across = 2
     down = -(-len(run) // across)
     figure, axes = plt.subplots(down, across, figsize=(9, 2.6 * down), layout="constrained", sharex=True, sharey=True)
     for axis, (family, names) in zip(np.ravel(axes), run.items(), strict=False):
-        for place, variant in enumerate([baseline, *names]):
+        for place, variant in enumerate([law.baseline, *names]):
             of_rate = {rate: loss for rate, loss in mean_losses(rows, variant, LOSS).items() if np.isfinite(loss)}
-            style = {"color": "#999999", "linewidth": 3} if not place else {"color": COLORS[place - 1]}
+            style = {"color": "#999999", "linewidth": 3} if not place else {"color": COLORS[(place - 1) % len(COLORS)]}
             marker = "osv^Dx*P"[place % 8]
             axis.plot(list(of_rate), list(of_rate.values()), marker=marker, markersize=4, label=variant, **style)
         axis.set(xscale="log", title=family)
         axis.legend(fontsize=7)
     figure.supxlabel("peak learning rate")
     figure.supylabel("loss on held-out text")
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    save(figure, path)
 
 
 def main() -> None:
@@ -206,14 +206,17 @@ def main() -> None:
     for row in rows_of(parser, given.workdir):
         runs.setdefault(row["cell"], row)
     rows = list(runs.values())
-    law = Law(rows[0]["variant"], of_first_seed(rows)[0]["seed"], THRESHOLD)
-    several = of_several_seeds(rows)
+    try:
+        law, _ = read_comparison(given.workdir[0])
+    except UserError as error:
+        parser.error(str(error))
+    several = of_several_seeds(rows, law)
     diverged = sum(row["diverged"] for row in rows)
     tables = [means(several), around_best(rows), promotions(several, LOSS, law), pairs(several)] if several else []
     text = f"{len(rows)} runs, {diverged} of them diverged.\n\n"
-    text += "\n".join(table.markdown for table in (*tables, at_all_rates(rows), pace(rows)) if table.rows)
+    text += "\n".join(table.markdown for table in (*tables, at_all_rates(rows, law), pace(rows, law)) if table.rows)
     write(given.out, "methods", text)
-    draw(rows, given.out / "methods.svg")
+    draw(rows, law, given.out / "methods.svg")
 
 
 if __name__ == "__main__":

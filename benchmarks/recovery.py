@@ -30,6 +30,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.comparisons import save
 from benchmarks.planting.faults import replacing
 from jaxstab.logging import in_force, read_metrics
 from jaxstab.stability.spikes import RULES, deviations_over, exceeds
@@ -322,8 +323,7 @@ def draw(workdir: Path, cells: list[Cell], out: Path) -> None:
     panels[0, 0].legend(fontsize=7, ncols=3)
     panels[-1, 0].set(xlabel="step")
     figure.tight_layout()
-    figure.savefig(out, metadata={"Date": None})
-    plt.close(figure)
+    save(figure, out)
 
 
 def _attempts(lines: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

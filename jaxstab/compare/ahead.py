@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxstab import data
 from jaxstab.compare.grid import Cell
-from jaxstab.compare.programs import Programs, shared_keys
+from jaxstab.compare.programs import Programs
 from jaxstab.compare.statistics import Estimate, estimate
 from jaxstab.optimize import Hypers
 from jaxstab.train.config import Config
@@ -23,7 +23,7 @@ ROUNDS = (3, 15)  # in which variants take turns: at least, at most
 SHARE = 20  # of a run's steps, one round for every so many: what timing takes beside running
 
 
-class Trial(NamedTuple):
+class Sample(NamedTuple):
     """Seconds to compile a step and to take one, and the bytes that it has in memory on a device."""
 
     compiling: float
@@ -96,18 +96,17 @@ def stepper_of(config: Config, programs: Programs) -> Stepper:
     return Stepper(program.step, program.init(config.train.seed), *inputs_of(program))
 
 
-def trial(config: Config, programs: Programs) -> Trial:
+def sample(config: Config, programs: Programs) -> Sample:
     """A few steps of a run; what is compiled for them stays with `programs`, and serves the run."""
     stepper = stepper_of(config, programs)
     first, *seconds = (stepper.seconds() for _ in range(STEPS))
-    return Trial(max(0.0, first - min(seconds)), min(seconds), stepper.memory())
+    return Sample(max(0.0, first - min(seconds)), min(seconds), stepper.memory())
 
 
-def told(cells: Sequence[Cell], sample: Trial) -> str:
-    """What the cells will take, should all be as the trial was."""
+def told(cells: Sequence[Cell], programs: int, sample: Sample) -> str:
+    """What the cells will take, which have so many programs, should all be as the sample was."""
     tokens = sum(cell.config.train.steps * cell.config.train.batch_size * cell.config.data.length for cell in cells)
     each = cells[0].config.train.batch_size * cells[0].config.data.length
-    programs = len({tuple(sorted((k, str(v)) for k, v in shared_keys(cell.config).items())) for cell in cells})
     seconds = tokens / each * sample.step + programs * sample.compiling
     searches = [cell.config.search for cell in cells]
     gradients = sum(search.iterations * search.gradients for search in searches if search)

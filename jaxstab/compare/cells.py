@@ -51,7 +51,7 @@ def row_of(workdir: Path, cell: Cell) -> Result | None:
 
 
 def read(path: Path) -> Result:
-    """What a comparison wrote down of a run.
+    """What a comparison wrote down of a run, or of the time of a variant's step.
 
     Raises:
       UserError: the file can't be read.
@@ -74,8 +74,9 @@ def run_cell(
 ) -> Result | None:
     """Trains a cell to its end, going on where it was stopped; returns None where another process is at work on it.
 
-    A run that stops because its loss isn't finite, because a spike stops it, or because the device fails in it, is a
-    result. What a user can mend isn't: no data, say, or a full disk.
+    A run that stops because its loss isn't finite or because a spike stops it has diverged; one whose device fails in
+    it has failed, which says nothing of its method. Both are results. What a user can mend isn't: no data, say, or a
+    full disk.
 
     Args:
       workdir: of the comparison.
@@ -88,23 +89,25 @@ def run_cell(
     """
     directory = directory_of(workdir, cell.name)
     workdirs.make(directory)
-    stopped = ""
+    stopped, failed = "", False
     try:
         train(cell.config, directory, Console(quiet=True), programs, request)
     except workdirs.BusyError:
         return None
     except results as error:
-        stopped = first_line(error)
+        stopped, failed = first_line(error), isinstance(error, jax.errors.JaxRuntimeError)
     lines = in_force(read_metrics(directory / METRICS)) if (directory / METRICS).is_file() else []
     if not any("train/loss" in line for line in lines):
         raise UserError(stopped or f"{directory} has no step of a run")
     stored = reparameterized(workdirs.saved_config(directory))[2].table
-    row = summary(cell, lines, read_measurements(directory), stopped) | {"parameters": count(stored)}
+    row = summary(cell, lines, read_measurements(directory), stopped, failed) | {"parameters": count(stored)}
     workdirs.write_whole(directory / RESULT, row)
     return row
 
 
-def summary(cell: Cell, lines: Lines, measured: Mapping[str, Series], stopped: str = "") -> dict[str, Any]:
+def summary(
+    cell: Cell, lines: Lines, measured: Mapping[str, Series], stopped: str = "", failed: bool = False
+) -> dict[str, Any]:
     """What a run came to; numbers that aren't finite are left out.
 
     Args:
@@ -112,6 +115,7 @@ def summary(cell: Cell, lines: Lines, measured: Mapping[str, Series], stopped: s
       lines: of metrics.jsonl, those in force.
       measured: see `read_measurements`.
       stopped: why it ended early; "" where it didn't.
+      failed: whether that was its device.
     """
     training = [line for line in lines if "train/loss" in line]
     losses = np.array([line["train/loss"] for line in training])
@@ -131,7 +135,8 @@ def summary(cell: Cell, lines: Lines, measured: Mapping[str, Series], stopped: s
         "initial_loss": float(losses[0]),
         "train_loss": final,
         **{name.removeprefix("eval/").replace("/", "_"): value for name, value in judged.items()},
-        "diverged": bool(stopped or not np.isfinite(final) or final > np.nanmin(means) + DIVERGED),
+        "diverged": not failed and bool(stopped or not np.isfinite(final) or final > np.nanmin(means) + DIVERGED),
+        "failed": failed,
         "stopped": stopped,
         "spikes": int(sum(line.get("train/spike", 0) for line in training)),
         "nonfinite": nonfinite(losses),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxstab.compare.cells import RESULT, read, row_of
+from jaxstab.compare.cells import RESULT, directory_of, read, row_of
 from jaxstab.compare.grid import RATE, SEEDS, Grid
 from jaxstab.compare.tables import Result
 from jaxstab.config import ConfigError, UserError, flatten
@@ -17,6 +20,7 @@ from jaxstab.train.config import Config, training_keys
 
 COMPARISON = "comparison.json"
 THRESHOLD = 0.05  # of p, where none is asked for
+PATIENCE = 30.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +38,9 @@ class Law:
     threshold: float
 
 
-def fix(workdir: Path, config: Config, grid: Grid, threshold: float | None = None) -> Law:
-    """Writes down what a comparison is, or returns what was written down when it was begun, by its first step.
+@contextlib.contextmanager
+def begun(workdir: Path, config: Config, grid: Grid, threshold: float | None = None) -> Iterator[Law]:
+    """The law of a comparison, which is fixed by its first run, and by a process that is at work on it until then.
 
     Args:
       workdir: exists.
@@ -44,20 +49,28 @@ def fix(workdir: Path, config: Config, grid: Grid, threshold: float | None = Non
       threshold: of p; None for that which the comparison was begun with.
 
     Raises:
-      ConfigError: the comparison was begun with another threshold or config.
-      UserError: the file can't be used.
+      ConfigError: the comparison was begun with another threshold or config, or a method has changed since.
+      UserError: the workdir can't be used.
     """
-    path = workdir / COMPARISON
-    keys = json.loads(json.dumps(_shared(config)))
-    law = Law(grid.cells[0].variant, grid.cells[0].seed, THRESHOLD if threshold is None else threshold)
-    try:
-        if not any(workdir.glob(f"cells/*/{METRICS}")):
-            workdirs.write_whole(path, {"law": dataclasses.asdict(law), "config": keys})
-            return law
-        saved = json.loads(path.read_text())
-        fixed, previous = Law(**saved["law"]), dict(saved["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} can't be used ({type(error).__name__}: {error}); take another workdir") from error
+    if (workdir / workdirs.CONFIG).exists():
+        raise UserError(f"{workdir} holds a run; take another workdir for a comparison")
+    with contextlib.ExitStack() as stack:
+        law = Law(grid.cells[0].variant, grid.cells[0].seed, THRESHOLD if threshold is None else threshold)
+        keys = json.loads(json.dumps(_shared(config)))
+        try:
+            stack.enter_context(workdirs.alone(workdir))
+            free = not any(workdir.glob(f"cells/*/{METRICS}"))
+        except workdirs.BusyError:  # another process of this comparison, which may not have a run yet
+            free = False
+            _wait_for(workdir / COMPARISON)
+        if free:
+            workdirs.write_whole(workdir / COMPARISON, {"law": dataclasses.asdict(law), "config": keys})
+        yield law if free else _fixed(workdir, keys, threshold)
+
+
+def _fixed(workdir: Path, keys: dict[str, Any], threshold: float | None) -> Law:
+    """The law that was fixed before; raises UserError where it is that of another comparison."""
+    fixed, previous = read_comparison(workdir)
     if threshold not in (None, fixed.threshold):
         raise ConfigError(
             f"--threshold={threshold:g}, but {workdir} was begun with {fixed.threshold:g}: it is fixed before the "
@@ -73,6 +86,31 @@ def fix(workdir: Path, config: Config, grid: Grid, threshold: float | None = Non
             f"{workdir} compares runs of another config; take another workdir, or mend: {'; '.join(differing)}"
         )
     return fixed
+
+
+def read_comparison(workdir: Path) -> tuple[Law, dict[str, Any]]:
+    """What a comparison was begun with: its law, and the keys that all runs share; UserError where it can't be read."""
+    path = workdir / COMPARISON
+    try:
+        saved = json.loads(path.read_text())
+        return Law(**saved["law"]), dict(saved["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} can't be used ({type(error).__name__}: {error}); take another workdir") from error
+
+
+def _wait_for(path: Path) -> None:
+    """Waits for a file that another process is about to write, on a file system that takes its time."""
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def check_methods(workdir: Path, grid: Grid) -> None:
+    """Raises ConfigError where a cell that is done was run with other keys: its method has changed since."""
+    for cell in grid.cells:
+        directory = directory_of(workdir, cell.name)
+        if (directory / RESULT).is_file():
+            workdirs.check_same(directory, cell.config)
 
 
 def _shared(config: Config) -> dict[str, Any]:

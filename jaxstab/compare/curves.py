@@ -16,7 +16,7 @@ import numpy as np
 from jaxstab.compare.cells import directory_of
 from jaxstab.compare.measured import MLP, Series, gradient_variance, series_of
 from jaxstab.compare.statistics import rank_correlation
-from jaxstab.compare.tables import Result, Table, best_rate, by_rate, correlation, mean_losses, pairs_of, variants
+from jaxstab.compare.tables import Result, Table, at, best_rate, by_rate, correlation, mean_losses, pairs_of, variants
 from jaxstab.diagnose.figures import canvas, svg_of, thinned
 from jaxstab.logging import in_force, read_measurements, read_metrics
 from jaxstab.logging.run import METRICS
@@ -49,17 +49,17 @@ class Figure:
     title: str
     caption: str
     svg: str = ""
-    numbers: Table | None = None
+    numbers: tuple[Table, ...] = ()
     missing: str = ""
 
 
-def cases(rows: Sequence[Result], loss: str, workdir: Path) -> list[Case]:
+def cases_of(rows: Sequence[Result], loss: str, workdir: Path) -> list[Case]:
     """The runs that curves are drawn of."""
     chosen = []
     for variant in variants(rows):
         rate = best_rate(rows, variant, loss)
-        own = [row for row in rows if (row["variant"], row["learning_rate"]) == (variant, rate)]
-        directory = directory_of(workdir, min(own, key=lambda row: row["seed"])["cell"])
+        first = min(at(rows, variant, rate), key=lambda row: row["seed"])
+        directory = directory_of(workdir, first["cell"])
         lines = in_force(read_metrics(directory / METRICS))
         chosen.append(Case(f"{variant}, {rate:g}", lines, read_measurements(directory)))
     return chosen
@@ -67,8 +67,8 @@ def cases(rows: Sequence[Result], loss: str, workdir: Path) -> list[Case]:
 
 def figures(rows: Sequence[Result], loss: str, workdir: Path) -> list[Figure]:
     """All figures of a comparison."""
-    runs = cases(rows, loss, workdir)
-    return [loss_against_rate(rows, loss), *(each(runs) for each in CURVES), tev_and_variance(rows, runs)]
+    cases = cases_of(rows, loss, workdir)
+    return [loss_against_rate(rows, loss), *(each(cases) for each in CURVES), tev_and_variance(rows, cases)]
 
 
 def loss_against_rate(rows: Sequence[Result], loss: str) -> Figure:
@@ -82,7 +82,7 @@ def loss_against_rate(rows: Sequence[Result], loss: str) -> Figure:
         axis.set(xscale="log", xlabel="peak learning rate", ylabel=loss)
         _legend(figure, axis)
         caption = "Means over seeds; a rate at which a run diverged has no point."
-        return Figure("Loss against learning rate", caption, svg_of(figure), by_rate(rows, loss))
+        return Figure("Loss against learning rate", caption, svg_of(figure), (by_rate(rows, loss),))
 
 
 def curves(
@@ -90,29 +90,29 @@ def curves(
 ) -> Callable[[Sequence[Case]], Figure]:
     """A figure of a panel for each series of a run, and a line for each run."""
 
-    def draw(runs: Sequence[Case]) -> Figure:
-        series = {label: {run.name: of(run) for run in runs} for label, of in panels.items()}
+    def draw(cases: Sequence[Case]) -> Figure:
+        series = {label: {case.name: panel(case) for case in cases} for label, panel in panels.items()}
         if not any(len(steps) for each in series.values() for steps, _ in each.values()):
             return Figure(title, caption, missing=f"not measured: it takes {needs}")
         with canvas() as figure:
             axes = figure.subplots(1, len(panels), squeeze=False)[0]
-            for axis, (label, by_run) in zip(axes, series.items(), strict=True):
-                for (name, (steps, values)), style in zip(by_run.items(), _styles(), strict=False):
+            for axis, (label, by_case) in zip(axes, series.items(), strict=True):
+                for (name, (steps, values)), style in zip(by_case.items(), _styles(), strict=False):
                     axis.plot(*thinned(steps, _positive(values[:, 0]) if log else values[:, 0]), label=name, **style)
                 axis.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
             _legend(figure, axes[0])
-            return Figure(title, caption, svg_of(figure), _numbers(title, series))
+            return Figure(title, caption, svg_of(figure), (_numbers(title, series),))
 
     return draw
 
 
-def variance_by_depth(runs: Sequence[Case]) -> Figure:
+def variance_by_depth(cases: Sequence[Case]) -> Figure:
     """The variance of the gradient in every block, at the last full measurement."""
     title, caption = (
         "Gradient variance against depth",
         "As Figure 2 of Chung et al. 2024: the variance over micro-batches, mean of a block's matrices, at the end.",
     )
-    at_end = {run.name: values[-1] for run in runs if len(values := gradient_variance(run.measured)[1])}
+    at_end = {case.name: values[-1] for case in cases if len(values := gradient_variance(case.measured)[1])}
     if not at_end:
         return Figure(title, caption, missing=f"not measured: it takes {FULL}")
     with canvas() as figure:
@@ -124,10 +124,10 @@ def variance_by_depth(runs: Sequence[Case]) -> Figure:
         blocks = _spread(max(map(len, at_end.values())))
         body = [(name, *(f"{v[b]:.3g}" if b < len(v) else "" for b in blocks)) for name, v in at_end.items()]
         head = ("method, rate", *(f"block {block + 1}" for block in blocks))
-        return Figure(title, caption, svg_of(figure), Table(title, head, tuple(body)))
+        return Figure(title, caption, svg_of(figure), (Table(title, head, tuple(body)),))
 
 
-def tev_and_variance(rows: Sequence[Result], runs: Sequence[Case]) -> Figure:
+def tev_and_variance(rows: Sequence[Result], cases: Sequence[Case]) -> Figure:
     """TEV beside gradient variance over a run, and one against the other over all runs, with their rank correlation."""
     title, caption = (
         "TEV and gradient variance",
@@ -137,30 +137,40 @@ def tev_and_variance(rows: Sequence[Result], runs: Sequence[Case]) -> Figure:
     tev, variance = pairs_of(rows, "tev_embed_tokens", "gradient_variance")
     if not len(tev):
         return Figure(title, caption, missing=f"not measured: it takes {FULL}")
+    series: dict[str, dict[str, Series]] = {
+        "mean TEV": {case.name: case.metric("stability/tev_mean/embed_tokens") for case in cases},
+        "gradient variance": {case.name: _mean_variance(case) for case in cases},
+    }
     with canvas() as figure:
-        left, middle, right = figure.subplots(1, 3)
-        for run, style in zip(runs, _styles(), strict=False):
-            steps, values = run.metric("stability/tev_mean/embed_tokens")
-            left.plot(*thinned(steps, values[:, 0]), label=run.name, **style)
-            steps, values = gradient_variance(run.measured)
-            middle.plot(steps, _positive(values.mean(axis=1)), marker=".", **style)
+        *panels, right = figure.subplots(1, 3)
+        for axis, (label, by_case) in zip(panels, series.items(), strict=True):
+            for (name, (steps, values)), style in zip(by_case.items(), _styles(), strict=False):
+                axis.plot(*thinned(steps, _positive(values[:, 0])), label=name, **style)
+            axis.set(xlabel="step", ylabel=label)
+        panels[1].set(yscale="log")
         right.plot(tev, variance, "o", markersize=3, color=COLORS[0])
-        left.set(xlabel="step", ylabel="mean TEV")
-        middle.set(xlabel="step", ylabel="gradient variance", yscale="log")
-        right.set(xlabel="mean TEV at the end", xscale="log", yscale="log")
-        _legend(figure, left)
-        last = {run.name: (run.metric("stability/tev_mean/embed_tokens")[1], run.measured) for run in runs}
-        body = tuple(
-            (name, *(f"{v[-1].mean():.3g}" if len(v) else "" for v in (values, gradient_variance(measured)[1])))
-            for name, (values, measured) in last.items()
-        )
+        right.set(xlabel="mean TEV at the end", ylabel="gradient variance at the end", xscale="log", yscale="log")
+        _legend(figure, panels[0])
         below = f"Rank correlation over all runs: {correlation(rank_correlation(tev, variance))}."
-        head = ("method, rate", "mean TEV at the end", "gradient variance at the end")
-        return Figure(title, caption, svg_of(figure), Table(title, head, body, below))
+        body = tuple(
+            (row["cell"], f"{row['tev_embed_tokens']:.3g}", f"{row['gradient_variance']:.3g}")
+            for row in rows
+            if {"tev_embed_tokens", "gradient_variance"} <= set(row)
+        )
+        at_end = Table(f"{title} at the end", ("run", *series), body, below)
+        return Figure(
+            title, caption, svg_of(figure), (*(_numbers(name, {name: series[name]}) for name in series), at_end)
+        )
+
+
+def _mean_variance(case: Case) -> Series:
+    """The gradient variance of a run, the mean over its blocks."""
+    steps, values = gradient_variance(case.measured)
+    return steps, values.mean(axis=1, keepdims=True)
 
 
 def _of_the_mlp(name: str, label: str) -> dict[str, Callable[[Case], Series]]:
-    return {f"{label} of {role}": lambda run, role=role: run.last_block(f"{name}/{role}") for role in MLP}  # type: ignore[misc]
+    return {f"{label} of {role}": lambda case, role=role: case.last_block(f"{name}/{role}") for role in MLP}  # type: ignore[misc]
 
 
 CURVES: tuple[Callable[[Sequence[Case]], Figure], ...] = (
@@ -169,8 +179,8 @@ CURVES: tuple[Callable[[Sequence[Case]], Figure], ...] = (
         "Each method at its best rate, its first seed, as the curves of Takase et al. 2025; the gradient by the "
         "effective weights, before clipping.",
         {
-            "train/loss": lambda run: run.metric("train/loss"),
-            "gradient norm": lambda run: run.metric("train/grad_norm_effective"),
+            "train/loss": lambda case: case.metric("train/loss"),
+            "gradient norm": lambda case: case.metric("train/grad_norm_effective"),
         },
     ),
     curves(
@@ -195,8 +205,8 @@ def _numbers(title: str, series: dict[str, dict[str, Series]]) -> Table:
     chosen = [int(longest[place]) for place in _spread(len(longest))]
     body = [
         (label, name, *(_at(steps, values, step) for step in chosen))
-        for label, by_run in series.items()
-        for name, (steps, values) in by_run.items()
+        for label, by_case in series.items()
+        for name, (steps, values) in by_case.items()
     ]
     return Table(title, ("", "method, rate", *(f"step {step}" for step in chosen)), tuple(body))
 

@@ -23,14 +23,14 @@ class Cell:
 
     Attributes:
       method, learning_rate, seed: where it stands in the grid.
-      varied: the other keys and their values, as they were given.
+      varied: the other keys and their values.
       config: of the run.
     """
 
     method: str
     learning_rate: float
     seed: int
-    varied: tuple[tuple[str, str], ...]
+    varied: tuple[tuple[str, Any], ...]
     config: Config
 
     @property
@@ -50,11 +50,6 @@ class Grid:
     """The cells of a comparison; the first method is the baseline."""
 
     cells: tuple[Cell, ...]
-
-
-def share_of(cells: Sequence[Cell], number: int, of: int) -> Sequence[Cell]:
-    """The cells of one machine among `of`, numbered from 0; together they have each once."""
-    return cells[number::of]
 
 
 def read_grid(
@@ -83,6 +78,8 @@ def read_grid(
             raise ConfigError(unknown(f"method {name!r} in --methods", name, known))
     rates = [_number("learning_rates", text, float) for text in learning_rates] or [config.optimizer.learning_rate]
     numbers = [_number("seeds", text, int) for text in seeds] or [config.train.seed]
+    if min(numbers) < 0:
+        raise ConfigError(f"--seeds takes integers from 0 on, not {min(numbers)}")
     axes = _axes(flatten(config), vary)
     cells = [
         _cell(config, method, known[method], rate, seed, varied)
@@ -109,7 +106,7 @@ def _number(flag: str, text: str, kind: type) -> Any:
     return number
 
 
-def _axes(flat: Mapping[str, Any], vary: Sequence[str]) -> list[list[tuple[str, str]]]:
+def _axes(flat: Mapping[str, Any], vary: Sequence[str]) -> list[list[tuple[str, Any]]]:
     """The keys and values of `--vary`, an axis for each time that it is given."""
     axes = [_axis(flat, axis) for axis in vary]
     keys = [axis[0][0] for axis in axes]
@@ -121,29 +118,23 @@ def _axes(flat: Mapping[str, Any], vary: Sequence[str]) -> list[list[tuple[str, 
     return axes
 
 
-def _axis(flat: Mapping[str, Any], axis: str) -> list[tuple[str, str]]:
+def _axis(flat: Mapping[str, Any], axis: str) -> list[tuple[str, Any]]:
     key, _, given = axis.partition("=")
     if not given:
         raise ConfigError(f"--vary={axis} lacks its values: for instance --vary=optimizer.weight_decay=0.01,0.1")
     if key not in flat:
         raise ConfigError(unknown(f"config key {key} in --vary", key, flat))
-    texts = [text.strip() for text in given.split(",")]
-    values = [_typed(flat, key, text) for text in texts]
+    values = [_typed(flat, key, text.strip()) for text in given.split(",")]
     if any(values.count(value) > 1 for value in values):
         raise ConfigError(f"--vary={axis} has a value twice")
-    return [(key, text) for text in texts]
+    return [(key, value) for value in values]
 
 
 def _cell(
-    config: Config, method: str, overrides: Overrides, rate: float, seed: int, varied: tuple[tuple[str, str], ...]
+    config: Config, method: str, overrides: Overrides, rate: float, seed: int, varied: tuple[tuple[str, Any], ...]
 ) -> Cell:
     flat = flatten(config)
-    values = {
-        **overrides,
-        RATE: rate,
-        **dict.fromkeys(SEEDS, seed),
-        **{key: _typed(flat, key, text) for key, text in varied},
-    }
+    values = {**overrides, RATE: rate, **dict.fromkeys(SEEDS, seed), **dict(varied)}
     for key in values:
         if key not in flat:
             raise ConfigError(unknown(f"config key {key} of {method}", key, flat))

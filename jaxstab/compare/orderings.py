@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxstab.compare.comparison import Law
-from jaxstab.compare.statistics import paired
+from jaxstab.compare.statistics import Paired, paired
 from jaxstab.compare.tables import Result, Table, best_rate, difference, variants
 
 Perplexity = tuple[float, float | None]  # mean, and standard deviation over runs where there are several
@@ -33,35 +33,38 @@ class Published(NamedTuple):
 
 def beside(published: Published, rows: Sequence[Result], loss: str, law: Law) -> list[Table]:
     """A paper's numbers beside the project's, and the pairs of methods by whether their orders agree; none where fewer
-    than two of its methods are among the rows.
+    than two of its methods are among the rows, or no run was evaluated on its sets.
 
     Rates are chosen by the first seed, as the law has it, where there are others; a pair's difference is over these.
     """
     common = [method for method in published.perplexities if method in variants(rows)]
     sets = list(dict.fromkeys(name for method in common for name in published.perplexities[method]))
-    if len(common) < 2:
-        return []
     ours = {(method, name): _log_perplexities(rows, method, name, loss, law) for method in common for name in sets}
+    sets = [name for name in sets if any(ours[method, name] for method in common)]
+    if len(common) < 2 or not sets:
+        return []
     numbers = [
         (method, *(text for name in sets for text in (_theirs(published, method, name), _ours(ours[method, name]))))
         for method in common
     ]
     head = ("method", *(text for name in sets for text in (f"{name}, there", f"{name}, here")))
     pairs = [
-        (f"{a} over {b}", name, *_pair(published, a, b, name, ours, law.threshold))
+        (f"{a}, {b}", name, *_pair(published, (a, b), name, ours, law.threshold))
         for name in sets
         for a, b in itertools.combinations(common, 2)
     ]
     counts = Counter(row[-1] for row in pairs)
     below = ", ".join(f"{count} {word}" for word, count in counts.most_common())
+    chosen = f"Here at each method's best rate by seed {law.seed}, and of the other seeds where there are any."
     return [
-        Table(f"Perplexity beside {published.title}", head, tuple(numbers), "Here at each method's best rate."),
+        Table(f"Perplexity beside {published.title}", head, tuple(numbers), chosen),
         Table(
             f"Orders beside {published.title}",
-            ("pair", "set", "logarithm of the ratio, there", "here [95%]; p", "orders"),
+            ("pair", "set", "ahead there", "by ln", "ahead here", "by ln [95%]; p", "orders"),
             tuple(pairs),
-            f"Of {len(pairs)} pairs: {below}. Here a difference with p > {law.threshold:g} is within noise; there one "
-            "within two of its standard errors.",
+            f"Of {len(pairs)} pairs: {below}. By ln is the logarithm of the first's perplexity over the second's. Here "
+            f"a difference with p > {law.threshold:g} is within noise, where there are seeds enough to say so; there "
+            "one within two of its standard errors, where there are several runs. " + chosen,
         ),
     ]
 
@@ -73,28 +76,38 @@ def _log_perplexities(rows: Sequence[Result], method: str, name: str, loss: str,
     rate = best_rate(choosing, method, loss)
     at_rate = {row["seed"]: row for row in own if row["learning_rate"] == rate}
     judging = {seed: row for seed, row in at_rate.items() if seed != law.seed} or at_rate
-    values = {seed: row.get(f"{name}_perplexity", np.nan) for seed, row in judging.items()}
-    return {seed: math.log(value) for seed, value in values.items() if np.isfinite(value)}
+    values = {seed: math.log(row.get(f"{name}_perplexity", np.nan)) for seed, row in judging.items()}
+    return values if np.isfinite(list(values.values())).any() else {}
 
 
 def _pair(
-    published: Published, a: str, b: str, name: str, ours: Mapping[tuple[str, str], dict[int, float]], threshold: float
-) -> tuple[str, str, str]:
-    """The difference of two methods there and here, and whether the orders agree."""
-    there = [published.perplexities[method].get(name) for method in (a, b)]
+    published: Published,
+    pair: tuple[str, str],
+    name: str,
+    ours: Mapping[tuple[str, str], dict[int, float]],
+    threshold: float,
+) -> tuple[str, str, str, str, str]:
+    """Who is ahead there and by what, who is here and by what, and whether the orders agree."""
+    there = [published.perplexities[method].get(name) for method in pair]
     if None in there:
-        return "", "", "not in the paper"
+        return "", "", "", "", "not in the paper"
     (x, x_std), (y, y_std) = there  # type: ignore[misc]
-    ahead_there = math.log(x / y)
-    told = f"{ahead_there:+.3f}"
-    here = paired(ours[a, name], ours[b, name])
+    by = math.log(x / y)
+    theirs = (_ahead(pair, by), f"{by:+.3f}")
+    here = paired(*(ours[method, name] for method in pair))
     if not here.difference.n:
-        return told, "", "not measured here"
-    return (
-        told,
-        difference(here),
-        _word(ahead_there, _is_noise(x, y, x_std, y_std, published.runs), here.difference.mean, here.p, threshold),
-    )
+        return *theirs, "", "", "not measured here"
+    if not math.isfinite(here.difference.mean):
+        return *theirs, "", difference(here), "a run stopped here"
+    ahead = (_ahead(pair, here.difference.mean), difference(here))
+    if _is_noise(x, y, x_std, y_std, published.runs):
+        return *theirs, *ahead, "within noise there"
+    word = _word(by * here.difference.mean > 0, here, threshold)
+    return *theirs, *ahead, word if x_std is not None and y_std is not None else f"{word}, by one run there"
+
+
+def _ahead(pair: tuple[str, str], by: float) -> str:
+    return pair[by > 0] if by else "neither"
 
 
 def _is_noise(x: float, y: float, x_std: float | None, y_std: float | None, runs: int) -> bool:
@@ -104,14 +117,13 @@ def _is_noise(x: float, y: float, x_std: float | None, y_std: float | None, runs
     return abs(x - y) <= 2 * math.hypot(x_std, y_std) / math.sqrt(runs)
 
 
-def _word(there: float, noise_there: bool, here: float, p: float, threshold: float) -> str:
-    if noise_there:
-        return "within noise there"
-    if not math.isfinite(p):
-        return f"{'agree' if there * here > 0 else 'disagree'}, by one seed"
-    if p > threshold:
-        return "within noise here"
-    return "agree" if there * here > 0 else "disagree"
+def _word(agree: bool, here: Paired, threshold: float) -> str:
+    word, n = "agree" if agree else "disagree", here.difference.n
+    if n < 2:
+        return f"{word}, by one seed"
+    if 2 / 2**n > threshold:
+        return f"{word}, by too few seeds ({n})"
+    return word if here.p <= threshold else "within noise here"
 
 
 def _theirs(published: Published, method: str, name: str) -> str:
@@ -124,6 +136,8 @@ def _theirs(published: Published, method: str, name: str) -> str:
 def _ours(values: Mapping[int, float]) -> str:
     if not values:
         return ""
-    perplexities = np.exp(list(values.values()))
+    perplexities = np.exp([value for value in values.values() if math.isfinite(value)])
+    if len(perplexities) < len(values):
+        return f"{len(values) - len(perplexities)} of {len(values)} stopped"
     spread = f" ({perplexities.std(ddof=1):.2f})" if len(perplexities) > 1 else ""
     return f"{perplexities.mean():.2f}{spread}"

@@ -93,11 +93,12 @@ def promotions(rows: Sequence[Result], loss: str, law: Law) -> Table:
     """The verdicts as a table."""
     each = verdicts(rows, loss, law)
     body = tuple((v.variant, f"{v.rate:g}", difference(v.difference), v.word) for v in each)
+    count = sum(v.word in ("promoted", "worse", "within noise") for v in each)
     below = (
         f"The law, fixed before the runs: rates by seed {law.seed}, differences over the other seeds, paired; promoted "
         f"where p <= {law.threshold:g} by permutation of signs, two-sided, which takes {seeds_needed(law.threshold)} "
-        f"seeds. Of {len(each)} methods that are no better, {len(each) * law.threshold / 2:.2g} would be promoted by "
-        "chance."
+        f"seeds. Were none of the {count} that could be judged any better, at most {count * law.threshold / 2:.2g} "
+        "would be promoted by chance."
     )
     return Table("Promotion", ("method", "rate", f"difference to {law.baseline} [95%]; p", "verdict"), body, below)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxstab.compare import tables
@@ -17,8 +19,10 @@ from jaxstab.compare.orderings import Published, beside
 from jaxstab.compare.promotion import promotions
 from jaxstab.compare.tables import Result, Table
 from jaxstab.diagnose.page import document, escape, table
-from jaxstab.train.workdir import write_text_whole
+from jaxstab.train.record import versions
+from jaxstab.train.workdir import make, write_text_whole
 
+FIGURES = "figures"
 LOSSES = ("validation_loss", "train_loss")  # the first that all runs have judges them
 
 
@@ -35,7 +39,7 @@ def write(
     workdir: Path,
     published: Sequence[Published] = (),
 ) -> None:
-    """Writes `results.jsonl`, `report.md` and `report.html`.
+    """Writes `results.jsonl`, `report.md` with its figures beside it, and `report.html`, which has them in itself.
 
     Args:
       grid: that is run.
@@ -45,26 +49,34 @@ def write(
       workdir: of the comparison.
       published: what papers report of methods by the same names.
     """
+    every, rows = rows, tables.sound(rows)
     loss = loss_of(rows)
     theirs = [table for each in published for table in beside(each, rows, loss, law)]
-    told = [each for each in [*_tables(rows, law, loss, times), *theirs] if each.rows]
-    drawn, below = figures(rows, loss, workdir), _setting(grid, rows)
+    told = [each for each in [*_tables(rows, law, loss, times), *theirs, tables.failures(every)] if each.rows]
+    drawn, below = figures(rows, loss, workdir), _setting(grid, every)
     sections = [(each.title, _html(each)) for each in told] + [(each.title, _drawn(each)) for each in drawn]
-    numbers = [each.numbers.markdown for each in drawn if each.numbers]
-    write_text_whole(workdir / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    markdown = "\n".join([f"# Comparison\n\n{below}\n", *(each.markdown for each in told), *numbers])
-    write_text_whole(workdir / "report.md", markdown)
+    pictures = {each.title: f"{FIGURES}/{each.title.lower().replace(' ', '-')}.svg" for each in drawn if each.svg}
+    make(workdir / FIGURES)
+    for each in drawn:
+        if each.svg:
+            write_text_whole(workdir / pictures[each.title], each.svg)
+    write_text_whole(workdir / "results.jsonl", "".join(json.dumps(row) + "\n" for row in every))
+    parts = [each.markdown for each in told] + [_marked(each, pictures.get(each.title, "")) for each in drawn]
+    write_text_whole(workdir / "report.md", "\n".join([f"# Comparison\n\n{below}\n", *parts]))
     write_text_whole(workdir / "report.html", document("Comparison", below, sections))
 
 
 def _tables(rows: Sequence[Result], law: Law, loss: str, times: Mapping[str, Any]) -> list[Table]:
     common = [tables.at_the_common_rate(rows, law.baseline, loss)] if law.baseline in tables.variants(rows) else []
+    perplexity = loss.replace("loss", "perplexity")
+    perplexities = [tables.by_rate(rows, perplexity)] if any(perplexity in row for row in rows) else []
     return [
         tables.at_their_best(rows, law.baseline, loss),
         *common,
         promotions(rows, loss, law),
         tables.judged(rows, loss),
-        tables.over_rates(rows, loss),
+        *perplexities,
+        tables.over_rates(rows, law.baseline, loss),
         tables.spiking(rows),
         tables.cost(rows, times),
     ]
@@ -79,19 +91,33 @@ def _drawn(figure: Figure) -> str:
     caption = f'<p class="caption">{escape(figure.caption)}</p>\n'
     if figure.missing:
         return caption + f'<p class="missing">{escape(figure.missing)}</p>'
-    numbers = f"<details><summary>Numbers</summary>{_html(figure.numbers)}</details>" if figure.numbers else ""
-    return caption + figure.svg + numbers
+    numbers = (f"<details><summary>{escape(each.title)}</summary>{_html(each)}</details>" for each in figure.numbers)
+    return caption + figure.svg + "\n".join(numbers)
+
+
+def _marked(figure: Figure, path: str) -> str:
+    """A figure in Markdown."""
+    picture = f"![{figure.title}]({path})" if path else figure.missing
+    numbers = "".join(f"\n{each.title}:\n\n{each.body}" for each in figure.numbers)
+    return f"## {figure.title}\n\n{figure.caption}\n\n{picture}\n{numbers}"
 
 
 def _setting(grid: Grid, rows: Sequence[Result]) -> str:
     config = grid.cells[0].config
     steps, batch, length = config.train.steps, config.train.batch_size, config.data.length
     seeds, parameters = len({row["seed"] for row in rows}), np.median([row["parameters"] for row in rows])
-    names = {row["cell"] for row in rows}
+    names, data = {row["cell"] for row in rows}, ", ".join(config.data.files) or config.data.source
     done = sum(cell.name in names for cell in grid.cells)
     more = f", and {len(rows) - done} of earlier grids" if len(rows) > done else ""
     return (
-        f"{done} of {len(grid.cells)} runs{more}; {steps} steps of {batch} x {length} tokens each, "
+        f"{done} of {len(grid.cells)} runs{more}; {steps} steps of {batch} x {length} tokens each, from {data}; "
         f"{config.model.layers} blocks of width {config.model.width}, {parameters:,.0f} parameters; "
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {len(tables.rates(rows))} learning rates."
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {len(tables.rates(rows))} learning rates. {_made()}"
     )
+
+
+def _made() -> str:
+    """By what the last runs were made."""
+    devices = collections.Counter(device.device_kind for device in jax.devices())
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in devices.items())
+    return f"Written on {kinds}, with {', '.join(f'{name} {version}' for name, version in versions().items())}."

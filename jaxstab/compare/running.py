@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,19 @@ from rich.console import Console
 
 from jaxstab.compare import ahead, promotion, report, together
 from jaxstab.compare.cells import first_line, read, row_of, run_cell
-from jaxstab.compare.comparison import Law, fix, rows_of
-from jaxstab.compare.grid import Cell, Grid, share_of
+from jaxstab.compare.comparison import Law, begun, check_methods, rows_of
+from jaxstab.compare.grid import Cell, Grid
 from jaxstab.compare.orderings import Published
 from jaxstab.compare.programs import Programs
-from jaxstab.compare.tables import Result
+from jaxstab.compare.tables import Result, sound
 from jaxstab.config import UserError
 from jaxstab.logging.console import say, shown
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.config import Config
+from jaxstab.train.signals import Stopped
 
 TIMES = "step_times"  # a file for each variant
+REPORTED = 600.0  # seconds after which a report is written again
 
 
 def compare(
@@ -59,69 +62,102 @@ def compare(
     """
     console = console or Console(highlight=False)
     workdirs.make(workdir)
-    law = fix(workdir, config, grid, threshold)
-    if until_promotion:
-        promotion.check_seeds(len({cell.seed for cell in grid.cells}), law.threshold)
-    runner = Runner(grid, workdir, law, share, console)
-    screening = promotion.screening(grid, law) if until_promotion else grid.cells
-    runner.run(screening)
-    missing = sum(row_of(workdir, cell) is None for cell in screening if cell.name not in runner.refused)
-    if until_promotion and missing:
-        say(
-            console, f"{missing} runs of seed {law.seed} aren't done; with them, the same command goes on to the others"
-        )
-    elif until_promotion:
-        rows = rows_of(workdir, grid)
-        chosen = promotion.chosen_rates(rows, report.loss_of(rows), law)
-        runner.run(promotion.deciding(grid, chosen))
-        for variant, rate in promotion.unjudged(grid, chosen).items():
-            say(console, f"{variant} isn't judged: it is best at {rate:g}, which --learning_rates hasn't")
-    runner.report(published)
-    runner.check()
+    with begun(workdir, config, grid, threshold) as law:
+        check_methods(workdir, grid)
+        if until_promotion:
+            promotion.check_seeds(len({cell.seed for cell in grid.cells}), law.threshold)
+        runner = Runner(grid, workdir, law, slice(share[0], None, share[1]), published, console)
+        try:
+            if until_promotion:
+                runner.run_until_promotion()
+            else:
+                runner.run(grid.cells)
+        except (Stopped, KeyboardInterrupt):
+            runner.report()
+            raise
+        runner.time_steps()
+        runner.report()
+        runner.check()
 
 
 class Runner:
     """What running cells takes: the programs that they share, and where they are kept."""
 
-    def __init__(self, grid: Grid, workdir: Path, law: Law, share: tuple[int, int], console: Console):
-        self._grid, self._workdir, self._law, self._share, self._console = grid, workdir, law, share, console
+    def __init__(
+        self,
+        grid: Grid,
+        workdir: Path,
+        law: Law,
+        share: slice,
+        published: Sequence[Published],
+        console: Console,
+    ):
+        self._grid, self._workdir, self._law, self._share, self._published = grid, workdir, law, share, published
+        self._console, self._tell = console, functools.partial(say, console)
         self._programs, self._of_baseline = Programs(), Programs()
-        self._tell = functools.partial(say, console)
         self._trials = together.Trials(self._programs, self._tell)
-        self.refused: dict[str, UserError] = {}  # by the name of the cell
+        self._refused: dict[str, UserError] = {}  # by the name of the cell
+        self._untimed: set[str] = set()
+        self._reported = time.monotonic()
 
     def check(self) -> None:
         """Raises UserError where cells couldn't be run."""
-        if not self.refused:
+        if not self._refused:
             return
-        (name, error), *others = self.refused.items()
+        (name, error), *others = self._refused.items()
         more = f", nor can {len(others)} {'other' if len(others) == 1 else 'others'}" if others else ""
         raise UserError(f"{name} can't be run{more}: {error}")
 
+    def run_until_promotion(self) -> None:
+        """Runs the first seed, and where that is done the seeds that judge."""
+        screening = promotion.screening(self._grid, self._law)
+        self.run(screening)
+        missing = sum(row_of(self._workdir, cell) is None for cell in screening if cell.name not in self._refused)
+        if missing:
+            self._tell(
+                f"{missing} runs of seed {self._law.seed} aren't done; with them, the same command goes on to others"
+            )
+            return
+        rows = self._rows()
+        chosen = promotion.chosen_rates(rows, report.loss_of(rows), self._law) if rows else {}
+        self.run(promotion.deciding(self._grid, chosen))
+        for variant, rate in promotion.unjudged(self._grid, chosen).items():
+            self._tell(f"{variant} isn't judged: it is best at {rate:g}, which --learning_rates hasn't")
+
+    def _rows(self) -> list[Result]:
+        """The rows that say something of their methods."""
+        return sound(rows_of(self._workdir, self._grid))
+
     def run(self, cells: Sequence[Cell]) -> None:
         """Runs the cells of this machine's share that aren't done."""
-        due = [cell for cell in share_of(cells, *self._share) if row_of(self._workdir, cell) is None]
-        if not due:
+        groups = together.groups([cell for cell in cells[self._share] if row_of(self._workdir, cell) is None])
+        due = [cell for group in groups for cell in group]
+        sample = self._trial(groups) if due else None
+        if sample is None:
             return
-        sample = self._trial(due)
-        self._tell(f"{len(due)} of {len(cells)} cells to be run here, into {self._workdir}: {ahead.told(due, sample)}")
-        outcomes = self._outcomes(due, sample)
-        for place, cell in enumerate(shown(self._console, "cells")(due), 1):
+        self._tell(
+            f"{len(due)} of {len(cells)} runs to be made here, into {self._workdir}: "
+            f"{ahead.told(due, len(groups), sample)}"
+        )
+        outcomes = self._outcomes(groups, sample)
+        for place, cell in enumerate(shown(self._console, "runs")(due), 1):
             self._tell(f"{place}/{len(due)} {cell.name}: {next(outcomes)}")
 
-    def _trial(self, due: Sequence[Cell]) -> ahead.Trial:
-        """A trial step of the first run that can take one; raises UserError where none can."""
-        errors = []
-        for group in together.groups(due):
+    def _trial(self, groups: Sequence[Sequence[Cell]]) -> ahead.Sample | None:
+        """A step of the first run that can take one; None where none can, and all are refused."""
+        errors: dict[str, UserError] = {}
+        for group in groups:
+            self._tell(f"Compiling a step of {group[0].name}, and taking {ahead.STEPS} ...")
             try:
-                return ahead.trial(group[0].config, self._programs)
+                return ahead.sample(group[0].config, self._programs)
             except (UserError, jax.errors.JaxRuntimeError) as error:  # the runs say so themselves where others go on
-                errors.append(UserError(f"{group[0].name} can't be run: {first_line(error)}"))
-        raise errors[0]
+                errors |= {cell.name: UserError(first_line(error)) for cell in group}
+        self._refused |= errors
+        return None
 
-    def _outcomes(self, due: Sequence[Cell], sample: ahead.Trial) -> Iterator[str]:
+    def _outcomes(self, groups: Sequence[Sequence[Cell]], sample: ahead.Sample) -> Iterator[str]:
         """Runs cells, those that share a program together where that is faster; what each came to, in their order."""
-        for group in together.groups(due):
+        for group in groups:
             choice = self._trials.choose(group, sample)
             for part in together.parts(group, choice.at_once if choice else 1):
                 outcomes: Mapping[str, Result | UserError | None] = {}
@@ -129,6 +165,8 @@ class Runner:
                     outcomes = together.run_together(self._workdir, part, self._programs, choice, self._tell)
                 for cell in part:
                     yield self._outcome(cell, outcomes)
+                if time.monotonic() > self._reported + REPORTED:
+                    self.report()
 
     def _outcome(self, cell: Cell, outcomes: Mapping[str, Result | UserError | None]) -> str:
         """What a cell came to, which is run unless it has its outcome among those of a part."""
@@ -138,7 +176,7 @@ class Runner:
         if outcome is None:
             return "another process is at work on it"
         if isinstance(outcome, UserError):
-            self.refused[cell.name] = outcome
+            self._refused[cell.name] = outcome
             return f"can't be run: {outcome}"
         self._time(cell)
         return _told(outcome)
@@ -149,11 +187,17 @@ class Runner:
         except UserError as error:
             return error
 
+    def time_steps(self) -> None:
+        """Times the steps of variants that have runs and no time, since a command was killed before it took one."""
+        for cell in self._grid.cells[self._share]:
+            if row_of(self._workdir, cell) is not None:
+                self._time(cell)
+
     def _time(self, cell: Cell) -> None:
         """Times a variant's step beside the baseline's, once; where that fails the run's own outcome stands."""
         path = self._workdir / TIMES / f"{cell.variant.replace('/', '_')}.json"
         baseline = next((each for each in self._grid.cells if each.variant == self._law.baseline), None)
-        if path.exists() or baseline is None:
+        if path.exists() or baseline is None or cell.variant in self._untimed:
             return
         try:
             workdirs.make(path.parent)
@@ -164,22 +208,25 @@ class Runner:
             times = ahead.in_turns(*steppers, cell.config.train.steps)
             workdirs.write_whole(path, {"variant": cell.variant, **times._asdict()})
         except (UserError, jax.errors.JaxRuntimeError) as error:  # two models at once may be more than memory takes
+            self._untimed.add(cell.variant)
             self._tell(f"the step of {cell.variant} isn't timed: {first_line(error)}")
 
-    def report(self, published: Sequence[Published]) -> None:
+    def report(self) -> None:
         """Writes the report of all cells that are done."""
-        rows = rows_of(self._workdir, self._grid)
+        self._reported = time.monotonic()
+        every = rows_of(self._workdir, self._grid)
+        rows = sound(every)
         if not rows:
             return
-        report.write(self._grid, rows, self._law, _times(self._workdir), self._workdir, published)
+        report.write(self._grid, every, self._law, _times(self._workdir), self._workdir, self._published)
         done = sum(row_of(self._workdir, cell) is not None for cell in self._grid.cells)
-        self._tell(f"{done} of {len(self._grid.cells)} cells done: {self._workdir / 'report.html'}")
-        promoted = [
-            each for each in promotion.verdicts(rows, report.loss_of(rows), self._law) if each.word == "promoted"
-        ]
+        self._tell(f"{done} of {len(self._grid.cells)} runs done: {self._workdir / 'report.html'}")
+        verdicts = promotion.verdicts(rows, report.loss_of(rows), self._law)
+        promoted = [each.variant for each in verdicts if each.word == "promoted"]
         if promoted:
-            names = ",".join([self._law.baseline, *(each.variant for each in promoted)])
-            self._tell(f"Promoted, and due on the next rung: --methods={names}")
+            methods = {row["variant"]: row["method"] for row in rows}
+            names = ",".join(dict.fromkeys(methods[each] for each in (self._law.baseline, *promoted)))
+            self._tell(f"Promoted, and due on the next rung with --methods={names}: {'; '.join(promoted)}")
 
 
 def _times(workdir: Path) -> Mapping[str, Any]:
@@ -188,6 +235,8 @@ def _times(workdir: Path) -> Mapping[str, Any]:
 
 
 def _told(row: Result) -> str:
+    if row.get("failed"):
+        return f"failed, {row['stopped']}"
     if row["diverged"]:
         return f"diverged{', ' + row['stopped'] if row['stopped'] else ''}"
     return f"loss {row[next(loss for loss in report.LOSSES if loss in row)]:.4f}"

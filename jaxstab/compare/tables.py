@@ -26,13 +26,28 @@ class Table:
 
     @property
     def markdown(self) -> str:
+        return f"## {self.title}\n\n{self.body}"
+
+    @property
+    def body(self) -> str:
+        """In Markdown, without the title."""
         lines = [self.head, tuple("---" for _ in self.head), *self.rows]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"## {self.title}\n\n{body}\n" + (f"\n{self.below}\n" if self.below else "")
+        return f"{body}\n" + (f"\n{self.below}\n" if self.below else "")
+
+
+def sound(rows: Sequence[Result]) -> list[Result]:
+    """Those whose device didn't fail."""
+    return [row for row in rows if not row.get("failed")]
 
 
 def variants(rows: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(row["variant"] for row in rows))
+
+
+def at(rows: Sequence[Result], variant: str, rate: float) -> list[Result]:
+    """The runs of a variant at a rate."""
+    return [row for row in rows if (row["variant"], row["learning_rate"]) == (variant, rate)]
 
 
 def rates(rows: Sequence[Result]) -> list[float]:
@@ -43,8 +58,8 @@ def losses(rows: Sequence[Result], variant: str, rate: float, loss: str) -> dict
     """{seed: loss} of the runs of a variant at a rate; infinite where one diverged."""
     return {
         row["seed"]: np.inf if row["diverged"] else row[loss]
-        for row in rows
-        if (row["variant"], row["learning_rate"]) == (variant, rate) and (row["diverged"] or loss in row)
+        for row in at(rows, variant, rate)
+        if row["diverged"] or loss in row
     }
 
 
@@ -66,7 +81,8 @@ def at_their_best(rows: Sequence[Result], baseline: str, loss: str) -> Table:
     of_variant = {variant: best_rate(rows, variant, loss) for variant in variants(rows)}
     below = (
         "A seed stands for the same batches in the same order, and for the same draw of effective weights where the "
-        "initial scale is the same. A best rate at an end of the grid may lie beyond it."
+        "initial scale is the same. A best rate at an end of the grid may lie beyond it. Intervals by resampling two "
+        "seeds are the range of both, and those of few are too narrow (docs/compare.md)."
     )
     return _beside("Each at its own best learning rate", rows, baseline, loss, of_variant, below)
 
@@ -96,44 +112,54 @@ def _beside(
     return Table(title, head, tuple(body), below)
 
 
-def by_rate(rows: Sequence[Result], loss: str) -> Table:
-    """The mean loss of every variant at every rate."""
+def by_rate(rows: Sequence[Result], name: str) -> Table:
+    """What every variant comes to at every rate: a loss or a perplexity, mean and standard deviation over seeds."""
     body = []
     for variant in variants(rows):
-        means = mean_losses(rows, variant, loss)
-        body.append((variant, *(_loss(means.get(rate)) for rate in rates(rows))))
-    return Table(f"{loss} by learning rate", ("method", *(f"{rate:g}" for rate in rates(rows))), tuple(body))
+        values = (list(losses(rows, variant, rate, name).values()) for rate in rates(rows))
+        body.append((variant, *(_mean(each, "#.5g") for each in values)))
+    return Table(f"{name} by learning rate", ("method", *(f"{rate:g}" for rate in rates(rows))), tuple(body))
 
 
-def over_rates(rows: Sequence[Result], loss: str) -> Table:
+def over_rates(rows: Sequence[Result], baseline: str, loss: str) -> Table:
     """How much a variant minds its rate, how many of its runs diverged, and the largest rate that trained."""
-    body = []
+    body, asked = [], set(mean_losses(rows, baseline, loss)) or set(rates(rows))
     for variant in variants(rows):
         own = [row for row in rows if row["variant"] == variant]
         means = mean_losses(rows, variant, loss)
         trained = [rate for rate, mean in means.items() if np.isfinite(mean)]
         diverged = sum(row["diverged"] for row in own)
-        minds = sensitivity(means, float(np.mean([row["initial_loss"] for row in own])))
-        sensitive, largest = (f"{minds:.3f}", f"{max(trained):g}") if trained else ("none", "none")
-        cells = (sensitive, f"{diverged} of {len(own)}", largest)
+        of_asked = {rate: mean for rate, mean in means.items() if rate in asked}
+        minds = sensitivity(of_asked, float(np.mean([row["initial_loss"] for row in own]))) if of_asked else np.nan
+        sensitive = "none" if not trained else f"{minds:.3f}" if asked <= set(means) else ""
+        cells = (sensitive, f"{diverged} of {len(own)}", f"{max(trained):g}" if trained else "none")
         body.append((variant, *cells, f"{np.mean([row['spikes'] for row in own]):.1f}"))
     head = ("method", "learning-rate sensitivity", "diverged", "largest rate that trained", "spikes a run")
     below = (
-        "Sensitivity as Wortsman et al. 2023 define it: the mean over the rates of min(loss, initial loss) - best loss."
+        "Sensitivity as Wortsman et al. 2023 define it: the mean over the rates of min(loss, initial loss) - best "
+        f"loss, here over {', '.join(f'{rate:g}' for rate in sorted(asked))}, for methods with runs at all of these."
     )
     return Table("Over all learning rates", head, tuple(body), below)
 
 
 def judged(rows: Sequence[Result], loss: str) -> Table:
-    """What every variant has at its best rate on each set that it was evaluated on, the means over seeds."""
+    """What every variant has at its best rate on each set that it was evaluated on, means over seeds."""
     names = [name for name in _names(rows) if name.endswith(JUDGED) and name not in ("initial_loss", "train_loss")]
     body = []
     for variant in variants(rows) if names else ():
         rate = best_rate(rows, variant, loss)
-        own = [row for row in rows if (row["variant"], row["learning_rate"]) == (variant, rate)]
-        body.append((variant, f"{rate:g}", *(_mean([row[name] for row in own if name in row]) for name in names)))
-    below = "A run that diverged counts where it was evaluated all the same."
+        own = at(rows, variant, rate)
+        values = ([row[name] for row in own if name in row] for name in names)
+        body.append((variant, f"{rate:g}", *(_mean(each, ".4g", len(own)) for each in values)))
+    below = "A run that diverged counts where it was evaluated all the same; where not, it is told how many were."
     return Table("Held-out text, at the best rate", ("method", "rate", *names), tuple(body), below)
+
+
+def failures(rows: Sequence[Result]) -> Table:
+    """The runs whose device failed."""
+    body = tuple((row["cell"], str(row["steps"]), row["stopped"]) for row in rows if row.get("failed"))
+    below = "They are in no other table. Delete the result.json of one, and the same command tries it again."
+    return Table("Runs whose device failed", ("run", "steps", "why"), body, below)
 
 
 def spiking(rows: Sequence[Result]) -> Table:
@@ -187,12 +213,17 @@ def _names(rows: Sequence[Result]) -> list[str]:
 
 
 def _interval(value: Sequence[float]) -> str:
-    mean, low, high, _ = value
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]" if np.isfinite(low) else f"{mean:.3f}"
+    mean, low, high, n = value
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}] (n={n})" if np.isfinite(low) else f"{mean:.3f} (n={n})"
 
 
-def _mean(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.4g}" if values else ""
+def _mean(values: Sequence[float], form: str, of: int = 0) -> str:
+    """A mean with the standard deviation and the number of its values; how many of `of` runs have one, if not all."""
+    if not values or not np.isfinite(values).all():
+        return "diverged" if values else ""
+    spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+    count = f"{len(values)} of {of}" if of > len(values) else len(values)
+    return f"{np.mean(values):{form}}{spread} (n={count})"
 
 
 def _loss(value: float | None) -> str:

@@ -45,8 +45,11 @@ class Choice(NamedTuple):
 
 
 def groups(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Neighbours that share a program."""
-    return [list(group) for _, group in itertools.groupby(cells, lambda cell: shared_keys(cell.config))]
+    """Those that share a program, in the order of the first of them."""
+    by_program: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_program.setdefault(repr(shared_keys(cell.config)), []).append(cell)
+    return list(by_program.values())
 
 
 def parts(cells: Sequence[Cell], most: int) -> list[Sequence[Cell]]:
@@ -67,7 +70,7 @@ class Trials:
         """Trials of programs from `programs`, whose outcomes `tell` takes, a line each."""
         self._programs, self._tell, self._open = programs, tell, True
 
-    def choose(self, cells: Sequence[Cell], sample: ahead.Trial) -> Choice | None:
+    def choose(self, cells: Sequence[Cell], sample: ahead.Sample) -> Choice | None:
         """How the cells of a group are run together; None where they aren't.
 
         Args:
@@ -108,7 +111,7 @@ class Trials:
         return Choice(count, joint, ratio.mean) if self._open else None
 
 
-def fitting(sample: ahead.Trial, program: Program) -> int:
+def fitting(sample: ahead.Sample, program: Program) -> int:
     """How many runs a device has memory for: each takes what a step does, and its state twice more, stacked.
 
     Args:

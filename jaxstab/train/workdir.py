@@ -139,17 +139,32 @@ def claim(
     dropped = [f"{key}={value!r}" for key, value in previous.items() if key not in known]
     if dropped:
         warn(f"{path} has keys that this version doesn't know and leaves out: {', '.join(dropped)}")
+    _refuse_another(workdir, previous, current)
+    if identity.keys() - saved["identity"].keys():  # an imported model, at the beginning of its training
+        write_whole(path, {**saved, "identity": identity})
+
+
+def _refuse_another(workdir: Path, previous: dict[str, Any], current: dict[str, Any]) -> None:
+    """Raises ConfigError where two configs differ in a key that both have; the others belong to methods not chosen."""
     differing = [
         f"{key} (there {previous[key]!r}, here {value!r})"
         for key, value in current.items()
-        if previous.get(key, value) != value  # keys of one side alone belong to a method that the other hasn't chosen
+        if previous.get(key, value) != value
     ]
     if differing:
         raise ConfigError(
             f"{workdir} holds a run with another config; take another workdir, or mend: {'; '.join(differing)}"
         )
-    if identity.keys() - saved["identity"].keys():  # an imported model, at the beginning of its training
-        write_whole(path, {**saved, "identity": identity})
+
+
+def check_same(workdir: Path, config: Config) -> None:
+    """Raises ConfigError where the run in a workdir isn't one of `config`, and UserError where it can't be read.
+
+    The vocabulary may be left to the tokenizer, and data may have changed since.
+    """
+    saved = saved_config(workdir)
+    config = config.with_vocabulary(saved.model.vocabulary)
+    _refuse_another(workdir, *(_json(training_keys(flatten(each))) for each in (saved, config)))
 
 
 def saved_config(workdir: Path) -> Config:

@@ -8,6 +8,9 @@ import pytest
 
 from benchmarks import methods
 from configs.methods import METHODS
+from jaxstab.compare.comparison import Law
+
+LAW = Law("small", 1, 0.05)
 
 
 def row(method, rate, seed, loss):
@@ -41,7 +44,7 @@ def test_every_method_has_one_family():
 
 
 def test_the_first_seed_is_told_at_all_rates():
-    muon, small, he, wesar = methods.at_all_rates(rows()).rows
+    muon, small, he, wesar = methods.at_all_rates(rows(), LAW).rows
     assert muon == ("muon", "5.360", "**5.300**", "diverged", "", f"{(0.06 + 0 + 1.7) / 3:.2f}", "0.01 to 0.1")
     assert small == ("small", "6.000", "5.600", "**5.500**", "", f"{(0.5 + 0.1) / 3:.2f}", "1")
     assert he == ("he", "6.500", "**6.000**", "", "", "", "0.1")
@@ -49,7 +52,7 @@ def test_the_first_seed_is_told_at_all_rates():
 
 
 def test_several_seeds_are_told_at_the_rate_that_the_first_chose():
-    several = methods.of_several_seeds(rows())
+    several = methods.of_several_seeds(rows(), LAW)
     assert {(each["variant"], each["learning_rate"]) for each in several} == {("muon", 0.1), ("small", 1.0)}
     assert [line[:2] + line[-1:] for line in methods.means(several).rows] == [("muon", "0.1", "8"), ("small", "1", "8")]
     ((name, difference, _),) = methods.pairs(several).rows
@@ -65,7 +68,7 @@ def test_seeds_at_several_rates_are_compared_over_those_that_all_rates_have():
 
 
 def test_paces_are_of_the_best_rates_and_go_with_the_loss():
-    table = methods.pace(rows())
+    table = methods.pace(rows(), LAW)
     assert table.rows[0] == ("muon", "5.300", "0.0100", f"{0.01 * 5.3 / 5:.4f}", f"{5.3 / 5:.2f}")
     assert [line[0] for line in table.rows] == ["muon", "small", "he", "wesar"] and "+1.00 [" in table.below
 
@@ -80,8 +83,13 @@ def test_a_run_of_two_comparisons_counts_once_and_what_is_missing_is_said(tmp_pa
     for directory, lines in ((tmp_path, rows()), (second, [row("small", 1.0, 1, 9.0), row("peri", 1.0, 1, 5.4)])):
         (directory / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.setattr(sys, "argv", [*sys.argv, f"--workdir={second}"])
+    with pytest.raises(SystemExit):
+        methods.main()
+    assert f"{tmp_path / 'comparison.json'} can't be used" in capsys.readouterr().err
+    law = {"baseline": "muon", "seed": 1, "threshold": 0.05}  # not the first in the rows
+    (tmp_path / "comparison.json").write_text(json.dumps({"law": law, "config": {}}))
     methods.main()
     page = (tmp_path / "out" / "methods.md").read_text()
-    assert page.startswith("27 runs, 1 of them diverged.") and "| muon | 0.1 | -0.2000" in page
-    assert "9.000" not in page and "| peri |  |  | **5.400** |  |  | 1 |" in page
+    assert page.startswith("27 runs, 1 of them diverged.") and "| small | 1 | +0.2000" in page
+    assert "WikiText-2 [95%]" in page and "9.000" not in page and "| peri |  |  | **5.400** |  |  | 1 |" in page
     assert (tmp_path / "out" / "methods.svg").stat().st_size > 10_000

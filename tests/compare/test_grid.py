@@ -4,7 +4,6 @@ import pytest
 
 from configs.methods import METHODS
 from jaxstab.compare import read_grid
-from jaxstab.compare.grid import share_of
 from jaxstab.config import ConfigError, flatten
 from jaxstab.train.config import Config
 
@@ -26,10 +25,12 @@ def test_every_combination_is_there_once_and_has_its_keys():
     assert flat["train.seed"] == flat["data.seed"] == 2
 
 
-def test_machines_share_the_cells_without_overlap():
-    grid = read_grid(CONFIG, METHODS, ["small", "he", "wesar"], ["1e-3", "3e-3"], ["1", "2"])
-    shares = [cell.name for number in range(5) for cell in share_of(grid.cells, number, 5)]
-    assert sorted(shares) == sorted(cell.name for cell in grid.cells)
+def test_a_value_has_one_name_however_it_is_written():
+    names = [
+        read_grid(CONFIG, METHODS, ["small"], ["1e-3"], ["1"], [f"optimizer.weight_decay={text}"]).cells[0].name
+        for text in ("0.1", "0.10", "1e-1")
+    ]
+    assert names == ["small-0.001-seed1-optimizer.weight_decay=0.1"] * 3
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -44,6 +45,7 @@ def test_every_named_method_can_be_run(name):
         ((["wesr"], [], [], []), "unknown method 'wesr' in --methods; did you mean wesar?"),
         ((["wesar"], ["fast"], [], []), "--learning_rates takes numbers with commas between them, not 'fast'"),
         ((["wesar"], [], ["1.5"], []), "--seeds takes integers with commas between them, not '1.5'"),
+        ((["wesar"], [], ["1", "-1"], []), "--seeds takes integers from 0 on, not -1"),
         ((["wesar"], ["nan"], [], []), "--learning_rates takes finite numbers, not 'nan'"),
         ((["wesar"], ["-1"], [], []), "wesar can't be run with this config: optimizer.learning_rate"),
         ((["wesar"], [], ["1", "1"], []), "the grid has wesar-0.001-seed1 twice"),

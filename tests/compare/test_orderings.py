@@ -49,14 +49,30 @@ def test_orders_agree_disagree_or_are_noise():
     for row in noisy:
         row["wikitext_perplexity"] *= 1 + 0.2 * (row["variant"] == "b") * (-1) ** row["seed"]
     assert words(noisy) == {
-        "a over b": "within noise here",
-        "a over c": "within noise there",
-        "b over c": "within noise here",
+        "a, b": "within noise here",
+        "a, c": "within noise there",
+        "b, c": "within noise here",
     }
-    assert words(rows({"a": 100.0, "b": 90.0})) == {"a over b": "agree"}
-    assert words(rows({"a": 90.0, "b": 100.0})) == {"a over b": "disagree"}
-    assert words(rows({"a": 100.0, "d": 90.0}, seeds=(1,))) == {"a over d": "agree, by one seed"}
+    assert words(rows({"a": 100.0, "b": 90.0})) == {"a, b": "agree"}
+    assert words(rows({"a": 90.0, "b": 100.0})) == {"a, b": "disagree"}
+    assert words(rows({"a": 100.0, "d": 90.0}, seeds=(1,))) == {"a, d": "agree, by one seed, by one run there"}
+    assert words(rows({"a": 100.0, "b": 90.0}, seeds=(1, 2, 3))) == {"a, b": "agree, by too few seeds (2)"}
     assert words(rows({"a": 100.0})) is None
+    assert beside(THEIRS, [{**row, "wikitext_perplexity": np.nan} for row in noisy], "loss", LAW) == []
+
+
+def test_who_is_ahead_is_named_there_and_here():
+    (order,) = beside(THEIRS, rows({"a": 90.0, "b": 100.0}), "loss", LAW)[1].rows
+    assert order[:5] == ("a, b", "wikitext", "b", f"{math.log(20 / 18):+.3f}", "a") and order[5].startswith("-0.10")
+
+
+def test_runs_that_stopped_are_told_and_have_no_order():
+    given = rows({"a": 100.0, "b": 90.0})
+    for row in given:
+        if row["variant"] == "b" and row["seed"] in (3, 5):
+            del row["wikitext_perplexity"]
+    numbers, orders = beside(THEIRS, given, "loss", LAW)
+    assert numbers.rows[1][2] == "2 of 6 stopped" and orders.rows[0][-1] == "a run stopped here"
 
 
 def test_numbers_stand_beside_each_other_and_those_of_diverged_runs_are_missing():
@@ -67,7 +83,7 @@ def test_numbers_stand_beside_each_other_and_those_of_diverged_runs_are_missing(
     numbers, orders = beside(THEIRS, given, "loss", LAW)
     assert numbers.rows[0][:2] == ("a", "20.00 (0.50)") and numbers.rows[0][2].startswith("100.")
     assert numbers.rows[1][1:] == ("18.00 (0.50)", "")
-    assert orders.rows[0][2] == f"{math.log(20 / 18):+.3f}" and orders.rows[0][-1] == "not measured here"
+    assert orders.rows[0][3] == f"{math.log(20 / 18):+.3f}" and orders.rows[0][-1] == "not measured here"
 
 
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda each: each.title)

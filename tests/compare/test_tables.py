@@ -31,8 +31,9 @@ def test_the_rate_that_most_seeds_judge_is_the_best():
 
 
 def test_a_method_that_never_trained_has_no_sensitivity_and_no_largest_rate():
-    _, wesar, he = tables.over_rates(ROWS, LOSS).rows
+    small, wesar, he = tables.over_rates(ROWS, "wesar", LOSS).rows
     assert he[1:4] == ("none", "2 of 2", "none") and wesar[2:4] == ("1 of 10", "0.01")
+    assert small[1] == ""  # it has one of the baseline's three rates
     of_wesar = np.array([4.9, np.mean([4.8, *[4.95] * 7]), 7.0])
     assert float(wesar[1]) == pytest.approx(np.mean(of_wesar - of_wesar.min()), abs=5e-4)
 
@@ -41,4 +42,17 @@ def test_a_rate_at_which_a_seed_diverged_has_no_interval_and_did_not_train():
     rows = [row("small", 0.01, 1, 5.0), row("small", 0.01, 2, np.inf), row("small", 0.003, 1, 5.5)]
     ((_, _, told, spread, _),) = tables.at_their_best(rows, "small", LOSS).rows
     assert told == "diverged (n=2)" and spread == ""
-    assert tables.over_rates(rows, LOSS).rows[0][3] == "0.003"
+    assert tables.over_rates(rows, "small", LOSS).rows[0][3] == "0.003"
+    assert tables.by_rate(rows, LOSS).rows == (("small", "5.5000 (n=1)", "diverged"),)
+
+
+def test_how_many_runs_were_evaluated_is_told_with_their_spread():
+    rows = [{**row("small", 0.01, seed, 5.0), "wikitext_loss": 5.0 + seed} for seed in (1, 2)]
+    told = tables.judged([*rows, row("small", 0.01, 3, np.inf)], LOSS)
+    assert told.head[3] == "wikitext_loss" and told.rows[0][3] == "6.5 ± 0.71 (n=2 of 3)"
+
+
+def test_a_run_whose_device_failed_says_nothing_of_its_method():
+    failed = {**row("he", 0.01, 1, 5.0), "failed": True, "cell": "he-0.01-seed1", "steps": 3, "stopped": "no memory"}
+    assert tables.sound([failed, ROWS[0]]) == [ROWS[0]]
+    assert tables.failures([failed, ROWS[0]]).rows == (("he-0.01-seed1", "3", "no memory"),)

@@ -5,10 +5,12 @@ import re
 import shutil
 import signal
 
+import jax
 import numpy as np
 import pytest
 
 import main
+from configs.methods import METHODS
 from jaxstab.compare import cells, programs
 from jaxstab.logging import read_metrics
 from jaxstab.train import workdir as workdirs
@@ -37,6 +39,7 @@ def compared(tiny, tmp_path_factory):
         patch.setattr(cells, "train", interrupted)
         assert main.main(command(tiny, workdir)) == 130
     assert len(list(workdir.glob("cells/*/result.json"))) == 2
+    assert "2 of 8 runs;" in (workdir / "report.md").read_text()
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("cells/*/result.json")}
     assert main.main(command(tiny, workdir)) == 0
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())  # what was done is left alone
@@ -73,12 +76,16 @@ def test_the_report_has_every_method_and_its_figures(compared):
         assert f"## {title}" in markdown and title in page
     for title in ("loss by learning rate", "## Update ratios", "## Norms", "## Loss and gradient norm"):
         assert title in markdown  # the numbers of the figures
+    for path in ("figures/update-ratios.svg", "figures/loss-against-learning-rate.svg"):
+        assert f"]({path})" in markdown and (compared / path).read_text().startswith("<svg")
+    assert "not measured: it takes stability.measure=full" in markdown
+    assert "## validation_perplexity by learning rate" in markdown and "Perplexity beside" not in markdown
     assert re.search(r"\| wesar \| 0.0\d+.* \| [\d.]+ \[[\d.]+, [\d.]+\] \(n=2\) \|", markdown)
     assert page.count("<svg") == 4 and not re.search(r"(src|href)=.http", page)  # it needs nothing else
     assert "8 of 8 runs" in markdown and "stability.measure=full" in page  # what the figures of variances lack
     times = json.loads((compared / "step_times" / "wesar.json").read_text())
     assert times["ratio"][3] == 3 and 0.02 < times["control"][0] < 50  # rounds, and the baseline beside itself
-    assert re.search(r"\| wesar \| [\d,]+ \| [\d.]+ \| [\d.]+ \[[\d.]+, [\d.]+\] \|", markdown)
+    assert re.search(r"\| wesar \| [\d,]+ \| [\d.]+ \| [\d.]+ \[[\d.]+, [\d.]+\] \(n=3\) \|", markdown)
 
 
 def test_a_run_that_diverges_is_a_result(tiny, tmp_path):
@@ -108,7 +115,7 @@ def test_processes_share_a_workdir_and_one_command_after_the_other_adds_to_its_r
         program, *rest = tiny.command(workdir, "--methods=he", "--learning_rates=1e-3,1e-2", "--seeds=1")
         assert main.main([program, "compare", *rest]) == 0
     printed = capsys.readouterr().out
-    assert "another process is at work on it" in printed and "1 of 2 cells done" in printed
+    assert "another process is at work on it" in printed and "1 of 2 runs done" in printed
     program, *rest = tiny.command(workdir, "--methods=wesar", "--learning_rates=1e-3", "--seeds=1", "--cells=0/1")
     assert main.main([program, "compare", *rest]) == 0
     rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
@@ -156,7 +163,7 @@ def test_until_promotion_runs_what_the_law_needs(tiny, tmp_path, capsys):
     decided = ["small"] + ["wesar"] * (best["wesar"][0] <= best["small"][0])
     others = {(row["method"], row["learning_rate"], row["seed"]) for row in rows if row["seed"] != 1}
     assert len(first) == 4 and others == {(name, best[name][1], seed) for name in decided for seed in (2, 3)}
-    assert "4 of 4 cells to be run here" in (printed := capsys.readouterr().out)
+    assert "4 of 4 runs to be made here" in (printed := capsys.readouterr().out)
     assert re.search(r"a trial step takes [\d.e-]+ s and \d+ MB, compiling it [\d.e-]+ s: about \d+ min", printed)
 
 
@@ -179,6 +186,44 @@ def test_a_baseline_without_a_program_is_told_and_the_others_run_and_are_judged(
     out, err = (" ".join(each.split()) for each in capsys.readouterr())
     assert "qk_norm-0.001-seed1: can't be run: " in out and "the step of small isn't timed: " in out
     assert "qk_norm-0.001-seed1 can't be run: optimizer.projection" in err and "aren't done" not in out
+    (tmp_path / "grid" / "report.md").unlink()
+    assert main.main([program, "compare", *rest, "--until=promotion", "--threshold=0.5"]) == 1  # all else is done
+    out, err = (" ".join(each.split()) for each in capsys.readouterr())
+    assert "qk_norm-0.001-seed1 can't be run: optimizer.projection" in err and "2 of 9 runs done" in out
+    assert (tmp_path / "grid" / "report.md").is_file()
+
+
+def test_a_method_that_has_changed_since_its_runs_is_refused(compared, tiny, tmp_path, capsys, monkeypatch):
+    workdir = shutil.copytree(compared, tmp_path / "copy")
+    monkeypatch.setitem(METHODS, "wesar", {**METHODS["wesar"], "reparam.wesar.sigma": 0.05})
+    assert main.main(command(tiny, workdir)) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "wesar-0.001-seed1 holds a run with another config" in told and "reparam.wesar.sigma (there 0.0" in told
+
+
+def test_the_time_of_a_step_that_is_lost_is_taken_again(compared, tiny, tmp_path):
+    workdir = shutil.copytree(compared, tmp_path / "copy")
+    (workdir / "step_times" / "wesar.json").unlink()
+    assert main.main(command(tiny, workdir)) == 0
+    assert json.loads((workdir / "step_times" / "wesar.json").read_text())["ratio"][3] == 3
+
+
+def test_a_run_whose_device_fails_is_told_and_counts_nowhere(tiny, tmp_path, capsys, monkeypatch):
+    train = cells.train
+
+    def failing(config, *others):
+        train(config, *others)
+        if config.optimizer.learning_rate == 2e-3:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nand where")
+
+    monkeypatch.setattr(cells, "train", failing)
+    program, *rest = tiny.command(tmp_path / "grid", "--methods=small", "--learning_rates=1e-3,2e-3", "--seeds=1")
+    assert main.main([program, "compare", *rest]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "grid" / "results.jsonl").read_text().splitlines()]
+    assert [(row["failed"], row["diverged"]) for row in rows] == [(False, False), (True, False)]
+    assert "small-0.002-seed1: failed, RESOURCE_EXHAUSTED: out of memory" in " ".join(capsys.readouterr().out.split())
+    markdown = (tmp_path / "grid" / "report.md").read_text()
+    assert "| small-0.002-seed1 | 8 | RESOURCE_EXHAUSTED: out of memory |" in markdown and "0 of 1" in markdown
 
 
 def test_what_a_user_can_mend_is_no_result_and_binds_nothing(tiny, tmp_path, capsys):

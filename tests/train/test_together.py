@@ -28,7 +28,7 @@ STEPS = 8
 FLOAT32 = 2e-6  # relative, of a loss: vectorised products add up in another order; measured, at most 1.4e-7
 # Where the rate is too high rounding grows from step to step: WeSaR's at 0.01 to 1.9e-4 after eight.
 TOO_HIGH, GROWN, SOON = ("wesar", 0.01), 1e-3, 3
-SAMPLE = ahead.Trial(compiling=0.0, step=1.0, memory=1)
+SAMPLE = ahead.Sample(compiling=0.0, step=1.0, memory=1)
 KEYS = {"reparam.method": "identity", "log.tensorboard_every": 0, "stability.measure": "off"}
 
 
@@ -233,7 +233,7 @@ def test_a_trial_decides_by_more_than_its_noise_and_is_told(tiny, monkeypatch, r
 def test_a_trial_is_made_only_where_it_is_short_beside_the_runs(tiny, monkeypatch):
     monkeypatch.setattr(ahead, "in_turns", lambda *given: pytest.fail("a trial"))
     trials, cells = together.Trials(programs.Programs(), print), grid(tiny)
-    assert trials.choose(cells, ahead.Trial(compiling=9.0, step=5.0, memory=1)) is None  # 16 steps of 5 s
+    assert trials.choose(cells, ahead.Sample(compiling=9.0, step=5.0, memory=1)) is None  # 16 steps of 5 s
     assert trials.choose(cells[:1], SAMPLE) is None
 
 
