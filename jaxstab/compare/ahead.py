@@ -13,6 +13,7 @@ from jaxstab import data
 from jaxstab.compare.grid import Cell
 from jaxstab.compare.programs import Programs
 from jaxstab.compare.statistics import Estimate, estimate
+from jaxstab.data.sources import open_source
 from jaxstab.optimize import Hypers
 from jaxstab.train.config import Config
 from jaxstab.train.program import Program
@@ -97,7 +98,8 @@ def stepper_of(config: Config, programs: Programs) -> Stepper:
 
 
 def sample(config: Config, programs: Programs) -> Sample:
-    """A few steps of a run; what is compiled for them stays with `programs`, and serves the run."""
+    """A few steps of a run, whose data are there; what is compiled for them stays with `programs`, and serves it."""
+    open_source(config.data)
     stepper = stepper_of(config, programs)
     first, *seconds = (stepper.seconds() for _ in range(STEPS))
     return Sample(max(0.0, first - min(seconds)), min(seconds), stepper.memory())
