@@ -5,11 +5,11 @@
 The law, with the baseline and the seed that chooses rates, is that of the first workdir's comparison.json. Of that
 seed: the losses at all rates, the best in bold; Wortsman et al. 2023's sensitivity over the rates of the baseline,
 where one has them all; and the rates within 0.1 nats of the best. Of methods with several seeds at their best rate:
-means with 95% intervals by resampling; the law's verdict beside the baseline (docs/compare.md); the means at every rate
-that has several seeds; and the difference between each two of them over all seeds that both have, with p by permutation
-of signs, which nobody fixed before. The paces of up_proj and down_proj at the best rates, and whether unevenness goes
-with the loss. A run that two of the workdirs have is taken from the first. The figure has the losses over rates, a
-panel a family.
+means with 95% intervals by resampling; what the law says of it beside the baseline (docs/compare.md); the means at
+every rate that has several seeds; and the difference between each two of them over all seeds that both have, with p by
+permutation of signs, which nobody fixed before. The paces of up_proj and down_proj at the best rates, and whether
+unevenness goes with the loss. A run that two of the workdirs have is taken from the first. The figure has the losses
+over rates, a panel a family.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from jaxstab.compare.tables import Result, Table, best_rate, difference, losses,
 from jaxstab.config import ConfigError
 
 
-class Verdict(NamedTuple):
+class Judgement(NamedTuple):
     """How a variant stands against the baseline.
 
     Attributes:
@@ -73,7 +73,7 @@ def unjudged(grid: Grid, chosen: Mapping[str, float]) -> dict[str, float]:
     return {cell.variant: chosen[cell.variant] for cell in grid.cells if cell.variant in chosen.keys() - judged}
 
 
-def verdicts(rows: Sequence[Result], loss: str, law: Law) -> list[Verdict]:
+def judgements(rows: Sequence[Result], loss: str, law: Law) -> list[Judgement]:
     """How every variant but the baseline stands, by the law; none where the baseline isn't there."""
     first = [row for row in rows if row["seed"] == law.seed]
     others = [row for row in rows if row["seed"] != law.seed]
@@ -81,17 +81,17 @@ def verdicts(rows: Sequence[Result], loss: str, law: Law) -> list[Verdict]:
         return []
     reference = losses(others, law.baseline, best_rate(first, law.baseline, loss), loss)
 
-    def verdict(variant: str) -> Verdict:
+    def judgement(variant: str) -> Judgement:
         rate = best_rate(first, variant, loss)
         result = paired(losses(others, variant, rate, loss), reference)
-        return Verdict(variant, rate, result, _word(result, law.threshold))
+        return Judgement(variant, rate, result, _word(result, law.threshold))
 
-    return [verdict(variant) for variant in variants(first) if variant != law.baseline]
+    return [judgement(variant) for variant in variants(first) if variant != law.baseline]
 
 
 def promotions(rows: Sequence[Result], loss: str, law: Law) -> Table:
-    """The verdicts as a table."""
-    each = verdicts(rows, loss, law)
+    """The judgements as a table."""
+    each = judgements(rows, loss, law)
     body = tuple((v.variant, f"{v.rate:g}", difference(v.difference), v.word) for v in each)
     count = sum(v.word in ("promoted", "worse", "within noise") for v in each)
     below = (
@@ -100,7 +100,7 @@ def promotions(rows: Sequence[Result], loss: str, law: Law) -> Table:
         f"seeds. Were none of the {count} that could be judged any better, at most {count * law.threshold / 2:.2g} "
         "would be promoted by chance."
     )
-    return Table("Promotion", ("method", "rate", f"difference to {law.baseline} [95%]; p", "verdict"), body, below)
+    return Table("Promotion", ("method", "rate", f"difference to {law.baseline} [95%]; p", "by the law"), body, below)
 
 
 def _word(result: Paired, threshold: float) -> str:

@@ -221,8 +221,8 @@ class Runner:
         report.write(self._grid, every, self._law, _times(self._workdir), self._workdir, self._published)
         done = sum(row_of(self._workdir, cell) is not None for cell in self._grid.cells)
         self._tell(f"{done} of {len(self._grid.cells)} runs done: {self._workdir / 'report.html'}")
-        verdicts = promotion.verdicts(rows, report.loss_of(rows), self._law)
-        promoted = [each.variant for each in verdicts if each.word == "promoted"]
+        judgements = promotion.judgements(rows, report.loss_of(rows), self._law)
+        promoted = [each.variant for each in judgements if each.word == "promoted"]
         if promoted:
             methods = {row["variant"]: row["method"] for row in rows}
             names = ",".join(dict.fromkeys(methods[each] for each in (self._law.baseline, *promoted)))

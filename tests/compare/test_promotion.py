@@ -10,11 +10,11 @@ from jaxstab.compare.promotion import (
     check_seeds,
     chosen_rates,
     deciding,
+    judgements,
     promotions,
     screening,
     seeds_needed,
     unjudged,
-    verdicts,
 )
 from jaxstab.config import ConfigError
 from jaxstab.train.config import Config
@@ -41,13 +41,13 @@ def rows(by, seeds=range(1, 8), diverged=()):
 
 
 def words(given, law=LAW):
-    return {each.variant: each.word for each in verdicts(given, "loss", law)}
+    return {each.variant: each.word for each in judgements(given, "loss", law)}
 
 
 def test_a_method_is_promoted_by_seeds_that_did_not_choose_its_rate():
     given = rows({"base": {1e-3: 3.0, 1e-2: 3.1}, "good": {1e-3: 3.4, 1e-2: 2.9}, "bad": {1e-3: 3.2, 1e-2: 3.3}})
     assert words(given) == {"good": "promoted", "bad": "worse"}
-    good = verdicts(given, "loss", LAW)[0]
+    good = judgements(given, "loss", LAW)[0]
     assert good.rate == 1e-2 and good.difference.difference.n == 6
     own, base = (
         [r["loss"] for r in given if (r["variant"], r["learning_rate"]) == key and r["seed"] > 1]
@@ -74,7 +74,7 @@ def test_what_cannot_be_decided_is_said():
     assert words(rows(better, seeds=(1,))) == {"good": "no seed beside the first"}
     assert words(rows(better, seeds=(1, 2, 3))) == {"good": "too few seeds (2)"}
     assert words(rows(better, diverged={("good", 4)})) == {"good": "a run diverged"}
-    assert verdicts(rows({"good": {1e-3: 2.0}}), "loss", LAW) == []
+    assert judgements(rows({"good": {1e-3: 2.0}}), "loss", LAW) == []
 
 
 @pytest.mark.parametrize(("threshold", "needed"), [(0.05, 7), (0.5, 3), (0.01, 9)])
