@@ -26,8 +26,9 @@ def rows_of(parser: argparse.ArgumentParser, workdirs: Sequence[Path]) -> list[R
 
 
 def directories_of(workdir: Path) -> list[Path]:
-    """The workdirs of a comparison's runs that are done."""
-    return [path.parent for path in sorted(workdir.glob("cells/*/result.json"))]
+    """The workdirs of a comparison's runs that are done, and whose device didn't fail."""
+    paths = sorted(workdir.glob("cells/*/result.json"))
+    return [path.parent for path in paths if not json.loads(path.read_text()).get("failed")]
 
 
 def write(out: Path, name: str, text: str, numbers: Any = None) -> None:

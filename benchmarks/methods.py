@@ -32,7 +32,7 @@ from benchmarks.comparisons import rows_of, save, write
 from jaxstab.compare.comparison import Law, read_comparison
 from jaxstab.compare.curves import COLORS
 from jaxstab.compare.promotion import promotions
-from jaxstab.compare.statistics import estimate, paired, rank_correlation, sensitivity
+from jaxstab.compare.statistics import estimate, paired, rank_correlation
 from jaxstab.compare.tables import (
     Result,
     Table,
@@ -41,6 +41,7 @@ from jaxstab.compare.tables import (
     difference,
     losses,
     mean_losses,
+    minding,
     rates,
     variants,
 )
@@ -77,14 +78,14 @@ def at_all_rates(rows: Sequence[Result], law: Law) -> Table:
 
     def line(variant: str) -> tuple[float, tuple[str, ...]]:
         of_rate, best = mean_losses(rows, variant, LOSS), best_rate(rows, variant, LOSS)
-        initial = float(np.mean([row["initial_loss"] for row in rows if row["variant"] == variant]))
         usable = [f"{rate:g}" for rate in of_rate if of_rate[rate] < of_rate[best] + USABLE]
         told = {rate: f"{loss:.3f}" if np.isfinite(loss) else "diverged" for rate, loss in of_rate.items()}
         told[best] = f"**{told[best]}**"
-        of_asked = {rate: loss for rate, loss in of_rate.items() if rate in asked}
-        minds = f"{sensitivity(of_asked, initial):.2f}" if asked <= set(of_rate) else ""
+        own = [row for row in rows if row["variant"] == variant]
+        minds = minding(own, {rate: loss for rate, loss in of_rate.items() if rate in asked})
+        told_minds = f"{minds:.2f}" if asked <= set(of_rate) and np.isfinite(minds) else ""
         span = " to ".join(dict.fromkeys((usable[0], usable[-1]))) if usable else "none"
-        return of_rate[best], (variant, *(told.get(rate, "") for rate in grid), minds, span)
+        return of_rate[best], (variant, *(told.get(rate, "") for rate in grid), told_minds, span)
 
     head = ("method", *(f"{rate:g}" for rate in grid), "sensitivity", f"within {USABLE} of its best")
     return Table("One seed at all rates", head, tuple(each for _, each in sorted(map(line, variants(rows)))))
@@ -108,7 +109,11 @@ def means(rows: Sequence[Result]) -> Table:
         of_seeds = [list(losses(own, variant, rate, name).values()) for name in texts]
         values = [estimate(each) for each in of_seeds]
         told = [
-            f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]" if np.isfinite(value.mean) else "a run diverged"
+            f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
+            if np.isfinite(value.mean)
+            else "a run diverged"
+            if value.n
+            else ""
             for value in values
         ]
         spread = f"{np.std(of_seeds[0], ddof=1):.3f}" if np.isfinite(values[0].mean) else ""

@@ -105,16 +105,16 @@ def sample(config: Config, programs: Programs) -> Sample:
     return Sample(max(0.0, first - min(seconds)), min(seconds), stepper.memory())
 
 
-def told(cells: Sequence[Cell], programs: int, sample: Sample) -> str:
+def told(cells: Sequence[Cell], count: int, sample: Sample) -> str:
     """What the cells will take, which have so many programs, should all be as the sample was."""
     tokens = sum(cell.config.train.steps * cell.config.train.batch_size * cell.config.data.length for cell in cells)
     each = cells[0].config.train.batch_size * cells[0].config.data.length
-    seconds = tokens / each * sample.step + programs * sample.compiling
+    seconds = tokens / each * sample.step + count * sample.compiling
     searches = [cell.config.search for cell in cells]
     gradients = sum(search.iterations * search.gradients for search in searches if search)
     searching = f", at most {gradients * sample.step / 60:,.0f} min of searching initial scales" if gradients else ""
     return (
-        f"{tokens:,} tokens and {programs} {'program' if programs == 1 else 'programs'}; a trial step takes "
+        f"{tokens:,} tokens and {count} {'program' if count == 1 else 'programs'}; a trial step takes "
         f"{sample.step:.2g} s and {sample.memory / 1e6:,.0f} MB, compiling it {sample.compiling:.2g} s: about "
         f"{seconds / 60:,.0f} min{searching}, and the evaluations"
     )

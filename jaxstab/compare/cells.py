@@ -122,7 +122,7 @@ def summary(
     tail = max(1, round(TAIL * len(losses)))
     means = np.convolve(losses, np.full(tail, 1 / tail), "valid")
     final = float(means[-1])
-    judged = {name: value for line in lines for name, value in line.items() if name.startswith("eval/")}
+    evaluated = {name: value for line in lines for name, value in line.items() if name.startswith("eval/")}
     keys = flatten(cell.config)
     row = {
         "cell": cell.name,
@@ -134,7 +134,7 @@ def summary(
         "steps": len(losses),
         "initial_loss": float(losses[0]),
         "train_loss": final,
-        **{name.removeprefix("eval/").replace("/", "_"): value for name, value in judged.items()},
+        **{name.removeprefix("eval/").replace("/", "_"): value for name, value in evaluated.items()},
         "diverged": not failed and bool(stopped or not np.isfinite(final) or final > np.nanmin(means) + DIVERGED),
         "failed": failed,
         "stopped": stopped,

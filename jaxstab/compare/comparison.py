@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxstab.compare.cells import RESULT, directory_of, read, row_of
+from jaxstab.compare.cells import RESULT, read, row_of
 from jaxstab.compare.grid import RATE, SEEDS, Grid
 from jaxstab.compare.tables import Result
 from jaxstab.config import ConfigError, UserError, flatten
@@ -20,7 +20,7 @@ from jaxstab.train.config import Config, training_keys
 
 COMPARISON = "comparison.json"
 THRESHOLD = 0.05  # of p, where none is asked for
-PATIENCE = 30.0  # seconds
+PATIENCE = 10.0  # seconds, in which a network file system shows what another machine wrote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def begun(workdir: Path, config: Config, grid: Grid, threshold: float | None = N
       threshold: of p; None for that which the comparison was begun with.
 
     Raises:
-      ConfigError: the comparison was begun with another threshold or config, or a method has changed since.
+      ConfigError: the comparison was begun with another threshold or config.
       UserError: the workdir can't be used.
     """
     if (workdir / workdirs.CONFIG).exists():
@@ -57,12 +57,13 @@ def begun(workdir: Path, config: Config, grid: Grid, threshold: float | None = N
     with contextlib.ExitStack() as stack:
         law = Law(grid.cells[0].variant, grid.cells[0].seed, THRESHOLD if threshold is None else threshold)
         keys = json.loads(json.dumps(_shared(config)))
+        free = not any(workdir.glob(f"cells/*/{METRICS}"))
         try:
             stack.enter_context(workdirs.alone(workdir))
-            free = not any(workdir.glob(f"cells/*/{METRICS}"))
-        except workdirs.BusyError:  # another process of this comparison, which may not have a run yet
+        except workdirs.BusyError:  # by another process of this comparison
+            if free:
+                _wait_for(workdir, law, keys)
             free = False
-            _wait_for(workdir / COMPARISON)
         if free:
             workdirs.write_whole(workdir / COMPARISON, {"law": dataclasses.asdict(law), "config": keys})
         yield law if free else _fixed(workdir, keys, threshold)
@@ -98,19 +99,23 @@ def read_comparison(workdir: Path) -> tuple[Law, dict[str, Any]]:
         raise UserError(f"{path} can't be used ({type(error).__name__}: {error}); take another workdir") from error
 
 
-def _wait_for(path: Path) -> None:
-    """Waits for a file that another process is about to write, on a file system that takes its time."""
+def _wait_for(workdir: Path, law: Law, keys: dict[str, Any]) -> None:
+    """Waits for what another process writes as it begins, which may be the same, over what came to nothing before."""
     deadline = time.monotonic() + PATIENCE
-    while not path.exists() and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        with contextlib.suppress(UserError):
+            if read_comparison(workdir) == (law, keys):
+                return
         time.sleep(0.1)
 
 
 def check_methods(workdir: Path, grid: Grid) -> None:
-    """Raises ConfigError where a cell that is done was run with other keys: its method has changed since."""
-    for cell in grid.cells:
-        directory = directory_of(workdir, cell.name)
-        if (directory / RESULT).is_file():
-            workdirs.check_same(directory, cell.config)
+    """Raises ConfigError where a run of one of the grid's variants had other keys: its method has changed since."""
+    now = {cell.variant: cell.config for cell in grid.cells}
+    for path in sorted(workdir.glob(f"cells/*/{RESULT}")):
+        variant = read(path)["variant"]
+        if variant in now:
+            workdirs.check_same(path.parent, now[variant], free=(RATE, *SEEDS))
 
 
 def _shared(config: Config) -> dict[str, Any]:

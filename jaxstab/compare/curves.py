@@ -145,7 +145,8 @@ def tev_and_variance(rows: Sequence[Result], cases: Sequence[Case]) -> Figure:
         *panels, right = figure.subplots(1, 3)
         for axis, (label, by_case) in zip(panels, series.items(), strict=True):
             for (name, (steps, values)), style in zip(by_case.items(), _styles(), strict=False):
-                axis.plot(*thinned(steps, _positive(values[:, 0])), label=name, **style)
+                marker = "." if len(steps) < 30 else None
+                axis.plot(*thinned(steps, _positive(values[:, 0])), label=name, marker=marker, **style)
             axis.set(xlabel="step", ylabel=label)
         panels[1].set(yscale="log")
         right.plot(tev, variance, "o", markersize=3, color=COLORS[0])

@@ -36,13 +36,18 @@ class Cell:
     @property
     def name(self) -> str:
         """The name of its directory."""
-        parts = [self.method, f"{self.learning_rate:g}", f"seed{self.seed}", *(f"{k}={v}" for k, v in self.varied)]
+        parts = [self.method, f"{self.learning_rate:g}", f"seed{self.seed}", *map(_text, self.varied)]
         return "-".join(parts).replace("/", "_")
 
     @property
     def variant(self) -> str:
         """What is compared: the method, with what else is varied."""
-        return ", ".join([self.method, *(f"{key}={value}" for key, value in self.varied)])
+        return ", ".join([self.method, *map(_text, self.varied)])
+
+
+def _text(varied: tuple[str, Any]) -> str:
+    key, value = varied
+    return f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +163,8 @@ def _typed(flat: Mapping[str, Any], key: str, text: str) -> Any:
     if isinstance(flat.get(key), str):
         return text
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
+        return float(value) if isinstance(flat.get(key), float) and type(value) is int else value
     except (ValueError, SyntaxError) as error:
         raise ConfigError(
             f"--vary={key}={text} is no value of that key: it takes numbers, True and False with commas between them"

@@ -98,7 +98,7 @@ def _pair(
     if not here.difference.n:
         return *theirs, "", "", "not measured here"
     if not math.isfinite(here.difference.mean):
-        return *theirs, "", difference(here), "a run stopped here"
+        return *theirs, "", difference(here), "a run here has none"
     ahead = (_ahead(pair, here.difference.mean), difference(here))
     if _is_noise(x, y, x_std, y_std, published.runs):
         return *theirs, *ahead, "within noise there"
@@ -138,6 +138,6 @@ def _ours(values: Mapping[int, float]) -> str:
         return ""
     perplexities = np.exp([value for value in values.values() if math.isfinite(value)])
     if len(perplexities) < len(values):
-        return f"{len(values) - len(perplexities)} of {len(values)} stopped"
+        return f"{len(values) - len(perplexities)} of {len(values)} runs have none"
     spread = f" ({perplexities.std(ddof=1):.2f})" if len(perplexities) > 1 else ""
     return f"{perplexities.mean():.2f}{spread}"

@@ -21,7 +21,7 @@ def shared_keys(config: Config) -> dict[str, Any]:
 class Programs:
     """Builds programs, as `train` asks for them; a config that can share the one before it does, and compiles nothing.
 
-    One program is kept: neighbours in a grid share, and what is compiled takes memory.
+    One program is kept: cells that share one are run one after the other, and what is compiled takes memory.
     """
 
     def __init__(self) -> None:

@@ -53,7 +53,7 @@ def write(
     loss = loss_of(rows)
     theirs = [table for each in published for table in beside(each, rows, loss, law)]
     told = [each for each in [*_tables(rows, law, loss, times), *theirs, tables.failures(every)] if each.rows]
-    drawn, below = figures(rows, loss, workdir), _setting(grid, every)
+    drawn, below = figures(rows, loss, workdir), _setting(grid, rows)
     sections = [(each.title, _html(each)) for each in told] + [(each.title, _drawn(each)) for each in drawn]
     pictures = {each.title: f"{FIGURES}/{each.title.lower().replace(' ', '-')}.svg" for each in drawn if each.svg}
     make(workdir / FIGURES)
@@ -74,7 +74,7 @@ def _tables(rows: Sequence[Result], law: Law, loss: str, times: Mapping[str, Any
         tables.at_their_best(rows, law.baseline, loss),
         *common,
         promotions(rows, loss, law),
-        tables.judged(rows, loss),
+        tables.evaluated(rows, loss),
         *perplexities,
         tables.over_rates(rows, law.baseline, loss),
         tables.spiking(rows),
@@ -117,7 +117,7 @@ def _setting(grid: Grid, rows: Sequence[Result]) -> str:
 
 
 def _made() -> str:
-    """By what the last runs were made."""
+    """On what and with what the report is written."""
     devices = collections.Counter(device.device_kind for device in jax.devices())
     kinds = ", ".join(f"{count} x {kind}" for kind, count in devices.items())
     return f"Written on {kinds}, with {', '.join(f'{name} {version}' for name, version in versions().items())}."

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jaxstab.compare import ahead, promotion, report, together
 from jaxstab.compare.cells import first_line, read, row_of, run_cell
-from jaxstab.compare.comparison import Law, begun, check_methods, rows_of
+from jaxstab.compare.comparison import Law, begun, check_methods, read_comparison, rows_of
 from jaxstab.compare.grid import Cell, Grid
 from jaxstab.compare.orderings import Published
 from jaxstab.compare.programs import Programs
@@ -72,10 +72,10 @@ def compare(
                 runner.run_until_promotion()
             else:
                 runner.run(grid.cells)
+            runner.time_steps()
         except (Stopped, KeyboardInterrupt):
-            runner.report()
+            runner.report_so_far()
             raise
-        runner.time_steps()
         runner.report()
         runner.check()
 
@@ -98,7 +98,7 @@ class Runner:
         self._trials = together.Trials(self._programs, self._tell)
         self._refused: dict[str, UserError] = {}  # by the name of the cell
         self._untimed: set[str] = set()
-        self._reported = time.monotonic()
+        self._begun, self._reported = read_comparison(workdir), time.monotonic()
 
     def check(self) -> None:
         """Raises UserError where cells couldn't be run."""
@@ -112,27 +112,25 @@ class Runner:
         """Runs the first seed, and where that is done the seeds that judge."""
         screening = promotion.screening(self._grid, self._law)
         self.run(screening)
-        missing = sum(row_of(self._workdir, cell) is None for cell in screening if cell.name not in self._refused)
+        screened = [row_of(self._workdir, cell) for cell in screening if cell.name not in self._refused]
+        missing = sum(row is None or bool(row.get("failed")) for row in screened)
         if missing:
             self._tell(
-                f"{missing} runs of seed {self._law.seed} aren't done; with them, the same command goes on to others"
+                f"{missing} runs of seed {self._law.seed} aren't done, or their device failed; with them, the same "
+                "command goes on to others"
             )
             return
-        rows = self._rows()
-        chosen = promotion.chosen_rates(rows, report.loss_of(rows), self._law) if rows else {}
-        self.run(promotion.deciding(self._grid, chosen))
+        rows = sound(rows_of(self._workdir, self._grid))
+        chosen = promotion.chosen_rates(rows, report.loss_of(rows), self._law)
         for variant, rate in promotion.unjudged(self._grid, chosen).items():
             self._tell(f"{variant} isn't judged: it is best at {rate:g}, which --learning_rates hasn't")
-
-    def _rows(self) -> list[Result]:
-        """The rows that say something of their methods."""
-        return sound(rows_of(self._workdir, self._grid))
+        self.run(promotion.deciding(self._grid, chosen))
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Runs the cells of this machine's share that aren't done."""
         groups = together.groups([cell for cell in cells[self._share] if row_of(self._workdir, cell) is None])
         due = [cell for group in groups for cell in group]
-        sample = self._trial(groups) if due else None
+        sample = self._sample(groups) if due else None
         if sample is None:
             return
         self._tell(
@@ -143,7 +141,7 @@ class Runner:
         for place, cell in enumerate(shown(self._console, "runs")(due), 1):
             self._tell(f"{place}/{len(due)} {cell.name}: {next(outcomes)}")
 
-    def _trial(self, groups: Sequence[Sequence[Cell]]) -> ahead.Sample | None:
+    def _sample(self, groups: Sequence[Sequence[Cell]]) -> ahead.Sample | None:
         """A step of the first run that can take one; None where none can, and all are refused."""
         errors: dict[str, UserError] = {}
         for group in groups:
@@ -160,13 +158,19 @@ class Runner:
         for group in groups:
             choice = self._trials.choose(group, sample)
             for part in together.parts(group, choice.at_once if choice else 1):
+                self._check_law()
                 outcomes: Mapping[str, Result | UserError | None] = {}
                 if choice and len(part) > 1:
                     outcomes = together.run_together(self._workdir, part, self._programs, choice, self._tell)
                 for cell in part:
                     yield self._outcome(cell, outcomes)
                 if time.monotonic() > self._reported + REPORTED:
-                    self.report()
+                    self.report_so_far()
+
+    def _check_law(self) -> None:
+        """Raises UserError where another command, which found no run in the workdir, began it anew."""
+        if read_comparison(self._workdir) != self._begun:
+            raise UserError(f"another command has begun {self._workdir} anew, otherwise; take another workdir")
 
     def _outcome(self, cell: Cell, outcomes: Mapping[str, Result | UserError | None]) -> str:
         """What a cell came to, which is run unless it has its outcome among those of a part."""
@@ -188,7 +192,7 @@ class Runner:
             return error
 
     def time_steps(self) -> None:
-        """Times the steps of variants that have runs and no time, since a command was killed before it took one."""
+        """Times the steps of variants that have runs and no time; those whose command was killed, say."""
         for cell in self._grid.cells[self._share]:
             if row_of(self._workdir, cell) is not None:
                 self._time(cell)
@@ -211,16 +215,31 @@ class Runner:
             self._untimed.add(cell.variant)
             self._tell(f"the step of {cell.variant} isn't timed: {first_line(error)}")
 
-    def report(self) -> None:
-        """Writes the report of all cells that are done."""
+    def report_so_far(self) -> None:
+        """Writes the report of what is done; an error of it is told, and ends nothing."""
         self._reported = time.monotonic()
+        try:
+            self._written()
+        except UserError as error:
+            self._tell(f"no report is written: {error}")
+
+    def _written(self) -> list[Result]:
+        """The rows that say something of their methods, whose report is written."""
         every = rows_of(self._workdir, self._grid)
-        rows = sound(every)
+        rows, failed = sound(every), [row["cell"] for row in every if row.get("failed")]
+        if failed:
+            self._tell(f"the device failed in {', '.join(failed)}")
+        if rows:
+            report.write(self._grid, every, self._law, _times(self._workdir), self._workdir, self._published)
+            done = sum(row_of(self._workdir, cell) is not None for cell in self._grid.cells)
+            self._tell(f"{done} of {len(self._grid.cells)} runs done: {self._workdir / 'report.html'}")
+        return rows
+
+    def report(self) -> None:
+        """Writes the report of all that is done, and tells what is due on the next rung."""
+        rows = self._written()
         if not rows:
             return
-        report.write(self._grid, every, self._law, _times(self._workdir), self._workdir, self._published)
-        done = sum(row_of(self._workdir, cell) is not None for cell in self._grid.cells)
-        self._tell(f"{done} of {len(self._grid.cells)} runs done: {self._workdir / 'report.html'}")
         judgements = promotion.judgements(rows, report.loss_of(rows), self._law)
         promoted = [each.variant for each in judgements if each.word == "promoted"]
         if promoted:

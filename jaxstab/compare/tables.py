@@ -11,7 +11,7 @@ import numpy as np
 from jaxstab.compare.statistics import Estimate, Paired, estimate, paired, sensitivity
 
 Result = Mapping[str, Any]
-JUDGED = ("_loss", "_perplexity", "_acc")  # how the names of what an evaluation came to end
+EVALUATED = ("_loss", "_perplexity", "_acc")  # how the names of what an evaluation came to end
 SPIKES = "spikes: "
 
 
@@ -129,9 +129,8 @@ def over_rates(rows: Sequence[Result], baseline: str, loss: str) -> Table:
         means = mean_losses(rows, variant, loss)
         trained = [rate for rate, mean in means.items() if np.isfinite(mean)]
         diverged = sum(row["diverged"] for row in own)
-        of_asked = {rate: mean for rate, mean in means.items() if rate in asked}
-        minds = sensitivity(of_asked, float(np.mean([row["initial_loss"] for row in own]))) if of_asked else np.nan
-        sensitive = "none" if not trained else f"{minds:.3f}" if asked <= set(means) else ""
+        minds = minding(own, {rate: mean for rate, mean in means.items() if rate in asked})
+        sensitive = "" if not asked <= set(means) else f"{minds:.3f}" if np.isfinite(minds) else "none"
         cells = (sensitive, f"{diverged} of {len(own)}", f"{max(trained):g}" if trained else "none")
         body.append((variant, *cells, f"{np.mean([row['spikes'] for row in own]):.1f}"))
     head = ("method", "learning-rate sensitivity", "diverged", "largest rate that trained", "spikes a run")
@@ -142,9 +141,16 @@ def over_rates(rows: Sequence[Result], baseline: str, loss: str) -> Table:
     return Table("Over all learning rates", head, tuple(body), below)
 
 
-def judged(rows: Sequence[Result], loss: str) -> Table:
+def minding(rows: Sequence[Result], means: Mapping[float, float]) -> float:
+    """The sensitivity of a variant's runs over these rates; NaN where none of them trained."""
+    initial = [row["initial_loss"] for row in rows if "initial_loss" in row]  # finite
+    trained = any(np.isfinite(list(means.values())))
+    return sensitivity(means, float(np.mean(initial))) if trained and initial else np.nan
+
+
+def evaluated(rows: Sequence[Result], loss: str) -> Table:
     """What every variant has at its best rate on each set that it was evaluated on, means over seeds."""
-    names = [name for name in _names(rows) if name.endswith(JUDGED) and name not in ("initial_loss", "train_loss")]
+    names = [name for name in _names(rows) if name.endswith(EVALUATED) and name not in ("initial_loss", "train_loss")]
     body = []
     for variant in variants(rows) if names else ():
         rate = best_rate(rows, variant, loss)

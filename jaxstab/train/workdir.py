@@ -10,7 +10,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,14 +157,15 @@ def _refuse_another(workdir: Path, previous: dict[str, Any], current: dict[str, 
         )
 
 
-def check_same(workdir: Path, config: Config) -> None:
-    """Raises ConfigError where the run in a workdir isn't one of `config`, and UserError where it can't be read.
+def check_same(workdir: Path, config: Config, free: Collection[str] = ()) -> None:
+    """Raises ConfigError where the run in a workdir differs from `config` in keys that aren't free.
 
-    The vocabulary may be left to the tokenizer, and data may have changed since.
+    The vocabulary may be left to the tokenizer. Raises UserError where the workdir can't be read.
     """
     saved = saved_config(workdir)
     config = config.with_vocabulary(saved.model.vocabulary)
-    _refuse_another(workdir, *(_json(training_keys(flatten(each))) for each in (saved, config)))
+    previous, current = (_json(training_keys(flatten(each))) for each in (saved, config))
+    _refuse_another(workdir, previous, {key: value for key, value in current.items() if key not in free})
 
 
 def saved_config(workdir: Path) -> Config:

@@ -28,9 +28,10 @@ def test_every_combination_is_there_once_and_has_its_keys():
 def test_a_value_has_one_name_however_it_is_written():
     names = [
         read_grid(CONFIG, METHODS, ["small"], ["1e-3"], ["1"], [f"optimizer.weight_decay={text}"]).cells[0].name
-        for text in ("0.1", "0.10", "1e-1")
+        for text in ("0.1", "0.10", "1e-1", "1", "1.0")
     ]
-    assert names == ["small-0.001-seed1-optimizer.weight_decay=0.1"] * 3
+    of = "small-0.001-seed1-optimizer.weight_decay"
+    assert names == [f"{of}=0.1"] * 3 + [f"{of}=1"] * 2
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -66,13 +66,13 @@ def test_who_is_ahead_is_named_there_and_here():
     assert order[:5] == ("a, b", "wikitext", "b", f"{math.log(20 / 18):+.3f}", "a") and order[5].startswith("-0.10")
 
 
-def test_runs_that_stopped_are_told_and_have_no_order():
+def test_runs_that_have_no_perplexity_are_told_and_have_no_order():
     given = rows({"a": 100.0, "b": 90.0})
     for row in given:
         if row["variant"] == "b" and row["seed"] in (3, 5):
             del row["wikitext_perplexity"]
     numbers, orders = beside(THEIRS, given, "loss", LAW)
-    assert numbers.rows[1][2] == "2 of 6 stopped" and orders.rows[0][-1] == "a run stopped here"
+    assert numbers.rows[1][2] == "2 of 6 runs have none" and orders.rows[0][-1] == "a run here has none"
 
 
 def test_numbers_stand_beside_each_other_and_those_of_diverged_runs_are_missing():

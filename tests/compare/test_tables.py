@@ -31,9 +31,11 @@ def test_the_rate_that_most_seeds_judge_is_the_best():
 
 
 def test_a_method_that_never_trained_has_no_sensitivity_and_no_largest_rate():
-    small, wesar, he = tables.over_rates(ROWS, "wesar", LOSS).rows
-    assert he[1:4] == ("none", "2 of 2", "none") and wesar[2:4] == ("1 of 10", "0.01")
+    late = [row("late", rate, 1, loss) for rate, loss in ((0.003, np.inf), (0.01, np.inf), (0.1, np.inf), (1.0, 5.0))]
+    small, wesar, he, late = tables.over_rates([*ROWS, *late], "wesar", LOSS).rows
+    assert he[1:4] == ("", "2 of 2", "none") and wesar[2:4] == ("1 of 10", "0.01")
     assert small[1] == ""  # it has one of the baseline's three rates
+    assert late[1:4] == ("none", "3 of 4", "1")  # it trained at none of these
     of_wesar = np.array([4.9, np.mean([4.8, *[4.95] * 7]), 7.0])
     assert float(wesar[1]) == pytest.approx(np.mean(of_wesar - of_wesar.min()), abs=5e-4)
 
@@ -48,7 +50,7 @@ def test_a_rate_at_which_a_seed_diverged_has_no_interval_and_did_not_train():
 
 def test_how_many_runs_were_evaluated_is_told_with_their_spread():
     rows = [{**row("small", 0.01, seed, 5.0), "wikitext_loss": 5.0 + seed} for seed in (1, 2)]
-    told = tables.judged([*rows, row("small", 0.01, 3, np.inf)], LOSS)
+    told = tables.evaluated([*rows, row("small", 0.01, 3, np.inf)], LOSS)
     assert told.head[3] == "wikitext_loss" and told.rows[0][3] == "6.5 ± 0.71 (n=2 of 3)"
 
 

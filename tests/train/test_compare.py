@@ -11,7 +11,8 @@ import pytest
 
 import main
 from configs.methods import METHODS
-from jaxstab.compare import cells, programs
+from jaxstab.compare import cells, programs, report, running
+from jaxstab.config import UserError
 from jaxstab.logging import read_metrics
 from jaxstab.train import workdir as workdirs
 
@@ -193,10 +194,11 @@ def test_a_baseline_without_a_program_is_told_and_the_others_run_and_are_judged(
     assert (tmp_path / "grid" / "report.md").is_file()
 
 
-def test_a_method_that_has_changed_since_its_runs_is_refused(compared, tiny, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("seeds", ["1,2", "3"])
+def test_a_method_that_has_changed_since_its_runs_is_refused(compared, tiny, tmp_path, capsys, monkeypatch, seeds):
     workdir = shutil.copytree(compared, tmp_path / "copy")
     monkeypatch.setitem(METHODS, "wesar", {**METHODS["wesar"], "reparam.wesar.sigma": 0.05})
-    assert main.main(command(tiny, workdir)) == 1
+    assert main.main([*command(tiny, workdir), f"--seeds={seeds}"]) == 1
     told = " ".join(capsys.readouterr().err.split())
     assert "wesar-0.001-seed1 holds a run with another config" in told and "reparam.wesar.sigma (there 0.0" in told
 
@@ -206,6 +208,36 @@ def test_the_time_of_a_step_that_is_lost_is_taken_again(compared, tiny, tmp_path
     (workdir / "step_times" / "wesar.json").unlink()
     assert main.main(command(tiny, workdir)) == 0
     assert json.loads((workdir / "step_times" / "wesar.json").read_text())["ratio"][3] == 3
+
+
+def test_a_report_is_written_on_the_way_and_ends_nothing_where_it_cannot_be(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(running, "REPORTED", -1.0)
+    written, write = [], report.write
+
+    def once(grid, rows, *others):
+        written.append(len(rows))
+        if len(written) == 1:
+            raise UserError("the disk is full")
+        write(grid, rows, *others)
+
+    monkeypatch.setattr(report, "write", once)
+    program, *rest = tiny.command(tmp_path / "grid", "--methods=small,he", "--learning_rates=1e-3", "--seeds=1")
+    assert main.main([program, "compare", *rest]) == 0
+    assert written == [1, 2] and "no report is written: the disk is full" in capsys.readouterr().out
+
+
+def test_a_workdir_that_another_command_begins_anew_is_left(tiny, tmp_path, capsys, monkeypatch):
+    train = cells.train
+
+    def begun_anew(config, directory, *others):
+        train(config, directory, *others)
+        path = tmp_path / "grid" / "comparison.json"
+        path.write_text(path.read_text().replace('"threshold": 0.05', '"threshold": 0.5'))
+
+    monkeypatch.setattr(cells, "train", begun_anew)
+    program, *rest = tiny.command(tmp_path / "grid", "--methods=small,he", "--learning_rates=1e-3", "--seeds=1")
+    assert main.main([program, "compare", *rest]) == 1
+    assert re.search("another command has begun .*grid anew", capsys.readouterr().err)
 
 
 def test_a_run_whose_device_fails_is_told_and_counts_nowhere(tiny, tmp_path, capsys, monkeypatch):
