@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 
-from jaxstab.compare.tables import Result, sound
+from jaxstab.compare.tables import Result, sound, wrapped
 
 
 def rows_of(parser: argparse.ArgumentParser, workdirs: Sequence[Path]) -> list[Result]:
@@ -34,8 +33,7 @@ def directories_of(workdir: Path) -> list[Path]:
 def write(out: Path, name: str, text: str, numbers: Any = None) -> None:
     """Writes tables, their prose wrapped, and numbers, where there are any, below a directory; shows the tables."""
     out.mkdir(parents=True, exist_ok=True)
-    lines = [line if line.startswith("|") else textwrap.fill(line, 100) for line in text.splitlines()]
-    (out / f"{name}.md").write_text("\n".join(lines) + "\n")
+    (out / f"{name}.md").write_text(wrapped(text))
     if numbers is not None:
         (out / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
     print(text)

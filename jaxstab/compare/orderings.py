@@ -139,5 +139,9 @@ def _ours(values: Mapping[int, float]) -> str:
     perplexities = np.exp([value for value in values.values() if math.isfinite(value)])
     if len(perplexities) < len(values):
         return f"{len(values) - len(perplexities)} of {len(values)} runs have none"
-    spread = f" ({perplexities.std(ddof=1):.2f})" if len(perplexities) > 1 else ""
-    return f"{perplexities.mean():.2f}{spread}"
+    spread = f" ({_short(perplexities.std(ddof=1))})" if len(perplexities) > 1 else ""
+    return f"{_short(perplexities.mean())}{spread}"
+
+
+def _short(perplexity: float) -> str:
+    return f"{perplexity:.2f}" if perplexity < 1e4 else f"{perplexity:.3g}"

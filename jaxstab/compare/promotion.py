@@ -97,9 +97,13 @@ def promotions(rows: Sequence[Result], loss: str, law: Law) -> Table:
     below = (
         f"The law, fixed before the runs: rates by seed {law.seed}, differences over the other seeds, paired; promoted "
         f"where p <= {law.threshold:g} by permutation of signs, two-sided, which takes {seeds_needed(law.threshold)} "
-        f"seeds. Were none of the {count} that could be judged any better, at most {count * law.threshold / 2:.2g} "
-        "would be promoted by chance."
+        "seeds."
     )
+    if count:
+        below += (
+            f" Were none of the {count} that could be judged any better, at most {count * law.threshold / 2:.2g} would "
+            "be promoted by chance."
+        )
     return Table("Promotion", ("method", "rate", f"difference to {law.baseline} [95%]; p", "by the law"), body, below)
 
 

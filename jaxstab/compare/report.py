@@ -62,7 +62,7 @@ def write(
             write_text_whole(workdir / pictures[each.title], each.svg)
     write_text_whole(workdir / "results.jsonl", "".join(json.dumps(row) + "\n" for row in every))
     parts = [each.markdown for each in told] + [_marked(each, pictures.get(each.title, "")) for each in drawn]
-    write_text_whole(workdir / "report.md", "\n".join([f"# Comparison\n\n{below}\n", *parts]))
+    write_text_whole(workdir / "report.md", tables.wrapped("\n".join([f"# Comparison\n\n{below}\n", *parts])))
     write_text_whole(workdir / "report.html", document("Comparison", below, sections))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,12 @@ class Table:
         lines = [self.head, tuple("---" for _ in self.head), *self.rows]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return f"{body}\n" + (f"\n{self.below}\n" if self.below else "")
+
+
+def wrapped(markdown: str) -> str:
+    """Markdown whose prose has lines of 100 characters at most."""
+    lines = markdown.splitlines()
+    return "\n".join(line if line.startswith(("|", "!")) else textwrap.fill(line, 100) for line in lines) + "\n"
 
 
 def sound(rows: Sequence[Result]) -> list[Result]:
