@@ -28,6 +28,7 @@ MULTIPLIERS = {
 }
 
 METHODS: dict[str, dict[str, Any]] = {
+    "config": {},  # as it is given: the baseline on a config of one's own, or of a model from elsewhere
     # Initial scales
     "small": SMALL,
     "he": HE,

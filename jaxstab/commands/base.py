@@ -109,5 +109,6 @@ def define_path(name: str, default: str | None, help: str, flag_values: flags.Fl
 
 
 WORKDIR = Flag("workdir", None, "Where the run is kept.", define_path)
+FROM = Flag("from", None, "The folder of a Hugging Face model, or a file of llama2.c.", define_path)
 STEP = Flag("step", None, "The checkpoint that is read; by default the newest.", flags.DEFINE_integer)
 OUT = Flag("out", None, "What is written.", define_path)

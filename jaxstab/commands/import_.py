@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxstab.commands.base import WORKDIR, Call, Command, Flag, define_path
+from jaxstab.commands.base import FROM, WORKDIR, Call, Command
 
 
 def _run(call: Call) -> None:
@@ -15,5 +15,5 @@ def _run(call: Call) -> None:
 COMMAND = Command(
     "makes a workdir of a model from elsewhere, with the recipe of --config; the run goes on from it",
     _run,
-    (WORKDIR, Flag("from", None, "The folder of a Hugging Face model, or a file of llama2.c.", define_path)),
+    (WORKDIR, FROM),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from jaxstab.logging.run import METRICS
 from jaxstab.stability.definitions import nonfinite
 from jaxstab.table import count
 from jaxstab.train import workdir as workdirs
+from jaxstab.train.config import Config
 from jaxstab.train.loop import train
 from jaxstab.train.program import Program
 from jaxstab.train.recovery import UnstableError
 from jaxstab.train.setup import reparameterized
 from jaxstab.train.signals import StopRequest
+
+Begin = Callable[[Config, Path], Any]  # (config, a run's directory)
 
 RESULT = "result.json"
 TAIL = 0.1  # of the steps, whose mean loss is that at the end: chosen
@@ -70,6 +74,7 @@ def run_cell(
     cell: Cell,
     programs: Callable[..., Program] | None = None,
     request: StopRequest | None = None,
+    begin: Begin | None = None,
     results: tuple[type[Exception], ...] = (UnstableError, jax.errors.JaxRuntimeError),
 ) -> Result | None:
     """Trains a cell to its end, going on where it was stopped; returns None where another process is at work on it.
@@ -82,6 +87,7 @@ def run_cell(
       workdir: of the comparison.
       cell: what is run.
       programs, request: as `train` takes them.
+      begin: makes a new run's directory, with the weights that it begins with; None where it draws them.
       results: the errors that are a result of the run.
 
     Raises:
@@ -91,6 +97,9 @@ def run_cell(
     workdirs.make(directory)
     stopped, failed = "", False
     try:
+        if begin and not (directory / workdirs.CONFIG).exists():
+            shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # of a process that was killed as it began
+            begin(cell.config, directory)
         train(cell.config, directory, Console(quiet=True), programs, request)
     except workdirs.BusyError:
         return None

@@ -39,7 +39,7 @@ class Law:
 
 
 @contextlib.contextmanager
-def begun(workdir: Path, config: Config, grid: Grid, threshold: float | None = None) -> Iterator[Law]:
+def begun(workdir: Path, config: Config, grid: Grid, threshold: float | None = None, source: str = "") -> Iterator[Law]:
     """The law of a comparison, which is fixed by its first run, and by a process that is at work on it until then.
 
     Args:
@@ -47,16 +47,17 @@ def begun(workdir: Path, config: Config, grid: Grid, threshold: float | None = N
       config: what all cells share.
       grid: its first cell names the baseline and the seed, unless the comparison has them already.
       threshold: of p; None for that which the comparison was begun with.
+      source: of the weights that runs begin with; "" where they are drawn.
 
     Raises:
-      ConfigError: the comparison was begun with another threshold or config.
+      ConfigError: the comparison was begun with another threshold, config or source.
       UserError: the workdir can't be used.
     """
     if (workdir / workdirs.CONFIG).exists():
         raise UserError(f"{workdir} holds a run; take another workdir for a comparison")
     with contextlib.ExitStack() as stack:
         law = Law(grid.cells[0].variant, grid.cells[0].seed, THRESHOLD if threshold is None else threshold)
-        keys = json.loads(json.dumps(_shared(config)))
+        keys = json.loads(json.dumps(_shared(config) | {"from": source}))
         free = not any(workdir.glob(f"cells/*/{METRICS}"))
         try:
             stack.enter_context(workdirs.alone(workdir))

@@ -12,7 +12,7 @@ import jax
 from rich.console import Console
 
 from jaxstab.compare import ahead, promotion, report, together
-from jaxstab.compare.cells import first_line, read, row_of, run_cell
+from jaxstab.compare.cells import Begin, first_line, read, row_of, run_cell
 from jaxstab.compare.comparison import Law, begun, check_methods, read_comparison, rows_of
 from jaxstab.compare.grid import Cell, Grid
 from jaxstab.compare.orderings import Published
@@ -36,6 +36,8 @@ def compare(
     threshold: float | None = None,
     until_promotion: bool = False,
     published: Sequence[Published] = (),
+    source: str = "",
+    begin: Begin | None = None,
     console: Console | None = None,
 ) -> None:
     """Runs the cells of a grid that aren't done, and writes `results.jsonl`, `report.md` and `report.html`.
@@ -54,6 +56,8 @@ def compare(
       until_promotion: whether only those cells are run that the law needs: the first seed everywhere, then the others
         of the methods that it doesn't put behind the baseline, at their best rates.
       published: what papers report of methods by the same names.
+      source: of the weights that runs begin with; "" where they are drawn.
+      begin: puts these into a new run's directory.
       console: is told how far it is.
 
     Raises:
@@ -62,11 +66,11 @@ def compare(
     """
     console = console or Console(highlight=False)
     workdirs.make(workdir)
-    with begun(workdir, config, grid, threshold) as law:
+    with begun(workdir, config, grid, threshold, source) as law:
         check_methods(workdir, grid)
         if until_promotion:
             promotion.check_seeds(len({cell.seed for cell in grid.cells}), law.threshold)
-        runner = Runner(grid, workdir, law, slice(share[0], None, share[1]), published, console)
+        runner = Runner(grid, workdir, law, slice(share[0], None, share[1]), published, begin, console)
         try:
             if until_promotion:
                 runner.run_until_promotion()
@@ -90,9 +94,11 @@ class Runner:
         law: Law,
         share: slice,
         published: Sequence[Published],
+        begin: Begin | None,
         console: Console,
     ):
         self._grid, self._workdir, self._law, self._share, self._published = grid, workdir, law, share, published
+        self._begin = begin
         self._console, self._tell = console, functools.partial(say, console)
         self._programs, self._of_baseline = Programs(), Programs()
         self._trials = together.Trials(self._programs, self._tell)
@@ -161,7 +167,9 @@ class Runner:
                 self._check_law()
                 outcomes: Mapping[str, Result | UserError | None] = {}
                 if choice and len(part) > 1:
-                    outcomes = together.run_together(self._workdir, part, self._programs, choice, self._tell)
+                    outcomes = together.run_together(
+                        self._workdir, part, self._programs, choice, self._tell, self._begin
+                    )
                 for cell in part:
                     yield self._outcome(cell, outcomes)
                 if time.monotonic() > self._reported + REPORTED:
@@ -187,7 +195,7 @@ class Runner:
 
     def _alone(self, cell: Cell) -> Result | UserError | None:
         try:
-            return run_cell(self._workdir, cell, self._programs)
+            return run_cell(self._workdir, cell, self._programs, begin=self._begin)
         except UserError as error:
             return error
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxstab.compare import ahead
-from jaxstab.compare.cells import first_line, row_of, run_cell
+from jaxstab.compare.cells import Begin, first_line, row_of, run_cell
 from jaxstab.compare.grid import Cell
 from jaxstab.compare.lockstep import Joint, Lockstep, joint_step
 from jaxstab.compare.programs import Programs, shared_keys
@@ -129,7 +129,12 @@ def _memory(device: jax.Device) -> int:
 
 
 def run_together(
-    workdir: Path, cells: Sequence[Cell], programs: Programs, choice: Choice, tell: Callable[[str], None]
+    workdir: Path,
+    cells: Sequence[Cell],
+    programs: Programs,
+    choice: Choice,
+    tell: Callable[[str], None],
+    begin: Begin | None = None,
 ) -> dict[str, Result | UserError | None]:
     """Runs cells that share a program as one, each as `run_cell` does, with its workdir, its lock and its checkpoints.
 
@@ -139,6 +144,7 @@ def run_together(
       programs: that of the cells.
       choice: how they are run.
       tell: takes a line where the device fails.
+      begin: as `run_cell` takes it.
 
     Returns:
       A row by the cell's name, None where another process is at work on it, an error where it can't be run. Those are
@@ -158,7 +164,7 @@ def run_together(
         with lockstep.member(number) as stepping:
             try:
                 outcomes[cell.name] = run_cell(
-                    workdir, cell, lambda *given: stepping(programs(*given)), request, results=(UnstableError,)
+                    workdir, cell, lambda *given: stepping(programs(*given)), request, begin, results=(UnstableError,)
                 )
             except Exception as error:  # raised below, in the thread that people hear of
                 outcomes[cell.name] = error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from jaxstab.train.program import build
 from jaxstab.train.setup import Setup, reparameterized
 from jaxstab.train.state import TrainState, wrapped_state
 
+DRAWN = ("init.", "model.embedding.")  # keys of how weights are drawn
 RECIPE_S = ("dtype", "remat", "attention", "mask_documents")  # keys of the model that the recipe decides
 
 
@@ -134,6 +135,39 @@ def import_model(
     say(console, f"With reparam.method={config.reparam.method} its logits differ by {difference:.2g} at most.")
     say(console, f"Go on with: python main.py --workdir={workdir}")
     return difference
+
+
+def recipe_of(source: Path, config: Config, tokenizer: Path, overridden: Sequence[str] = ()) -> Config:
+    """The config of several runs that begin with one model from elsewhere, whose tokenizer is put into a folder.
+
+    Args:
+      source, config, overridden: as `import_model` takes them.
+      tokenizer: the folder, which is written anew.
+
+    Raises:
+      UserError: something of `source`, the recipe or the folder doesn't fit.
+    """
+    config = with_model(config, find(source), overridden)
+    if "data.tokenizer" in overridden:
+        return _with_tokenizer(config, "", {})
+    try:
+        workdirs.make(tokenizer)
+        return _with_tokenizer(config, str(tokenizer), stage(source, tokenizer))
+    except OSError as error:
+        raise UserError(f"{tokenizer} can't be written: {reason(error)}") from error
+
+
+def undrawn(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a method that mean something for a model that isn't drawn."""
+    return {key: value for key, value in overrides.items() if not key.startswith(DRAWN)}
+
+
+def check_model(config: Config, model: ModelConfig) -> None:
+    """Raises ConfigError where a config is of another model than the one whose weights it would begin with."""
+    ours, theirs = flatten(config.model), flatten(model)
+    for key, value in ours.items():
+        if value != theirs[key] and not key.startswith(RECIPE_S):
+            raise ConfigError(f"model.{key} would be {value}, and the weights are of a model with {theirs[key]}")
 
 
 def with_model(config: Config, found: Found, overridden: Sequence[str]) -> Config:

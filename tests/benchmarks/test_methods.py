@@ -40,7 +40,7 @@ def rows():
 
 def test_every_method_has_one_family():
     names = [name for names in methods.FAMILIES.values() for name in names.split()]
-    assert sorted([*names, "small"]) == sorted(METHODS)
+    assert sorted([*names, "small", "config"]) == sorted(METHODS)
 
 
 def test_the_first_seed_is_told_at_all_rates():

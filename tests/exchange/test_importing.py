@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -141,3 +142,31 @@ def test_every_key_of_the_model_is_compared(tmp_path):
     for family in theirs.FAMILIES.values():
         _, model, _ = theirs.tensors_of(family.model_type)
         assert not family.differences(model)
+
+
+def test_a_comparison_begins_with_the_same_model_under_every_method(tmp_path, runs, capsys):
+    theirs.write(tmp_path / "model")
+
+    def compare(methods, *more, source="model"):
+        program, *rest = runs.command(tmp_path / "grid", f"--from={tmp_path / source}", f"--methods={methods}")
+        keys = ["--config.reparam.method=identity", "--learning_rates=1e-3", "--seeds=1"]
+        return main.main([program, "compare", *rest, *keys, *more])
+
+    assert compare("config,wesar") == 0
+    rows = [json.loads(line) for line in (tmp_path / "grid" / "results.jsonl").read_text().splitlines()]
+    plain, wesar = (row["initial_loss"] for row in rows)
+    np.testing.assert_allclose(plain, wesar, rtol=1e-5)
+    assert json.loads((tmp_path / "grid/cells/wesar-0.001-seed1/imported.json").read_text())["source"].endswith("model")
+
+    shutil.rmtree(tmp_path / "grid/cells/wesar-0.001-seed1")  # as if its process was killed as it began
+    (tmp_path / "grid/cells/wesar-0.001-seed1/checkpoints/0").mkdir(parents=True)
+    assert compare("config,wesar") == 0
+    again = [json.loads(line) for line in (tmp_path / "grid" / "results.jsonl").read_text().splitlines()]
+    assert [row["validation_loss"] for row in again] == [row["validation_loss"] for row in rows]
+
+    assert compare("config,mlra") == 1 and "does not keep the weights that it is given" in capsys.readouterr().err
+    assert compare("config,qk_norm") == 1 and "qk_norm can't begin with" in capsys.readouterr().err
+    assert compare("small,he") == 1 and "small and he in --methods differ in how weights" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "model", tmp_path / "other")
+    assert compare("config", source="other") == 1
+    assert re.search("from .there '.*model', here '.*other'.", capsys.readouterr().err)
