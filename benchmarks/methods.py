@@ -39,6 +39,7 @@ from jaxstab.compare.tables import (
     best_rate,
     correlation,
     difference,
+    finer,
     losses,
     mean_losses,
     minding,
@@ -100,8 +101,8 @@ def of_several_seeds(rows: Sequence[Result], law: Law) -> list[Result]:
     return sorted((row for row in at_rate if row["variant"] in several), key=lambda row: row["learning_rate"])
 
 
-def means(rows: Sequence[Result]) -> Table:
-    """Means over seeds, on every text that runs were evaluated on."""
+def means(rows: Sequence[Result], first: Sequence[Result]) -> Table:
+    """Means over seeds, on every text that runs have; and what a rate between those of the first seed would gain."""
     body, texts = [], [name for name in TEXTS if any(name in row for row in rows)]
     for variant in variants(rows):
         own = [row for row in rows if row["variant"] == variant]
@@ -117,8 +118,8 @@ def means(rows: Sequence[Result]) -> Table:
             for value in values
         ]
         spread = f"{np.std(of_seeds[0], ddof=1):.3f}" if np.isfinite(values[0].mean) else ""
-        body.append((values[0].mean, (variant, f"{rate:g}", *told, spread, str(len(own)))))
-    head = ("method", "rate", *(f"{TEXTS[name]} [95%]" for name in texts), "std over seeds", "seeds")
+        body.append((values[0].mean, (variant, f"{rate:g}", *told, spread, str(len(own)), finer(first, variant, LOSS))))
+    head = ("method", "rate", *(f"{TEXTS[name]} [95%]" for name in texts), "std over seeds", "seeds", "between rates")
     return Table("Several seeds", head, tuple(line for _, line in sorted(body)))
 
 
@@ -217,7 +218,11 @@ def main() -> None:
         parser.error(str(error))
     several = of_several_seeds(rows, law)
     diverged = sum(row["diverged"] for row in rows)
-    tables = [means(several), around_best(rows), promotions(several, LOSS, law), pairs(several)] if several else []
+    tables = (
+        [means(several, of_first_seed(rows, law)), around_best(rows), promotions(several, LOSS, law), pairs(several)]
+        if several
+        else []
+    )
     text = f"{len(rows)} runs, {diverged} of them diverged.\n\n"
     text += "\n".join(table.markdown for table in (*tables, at_all_rates(rows, law), pace(rows, law)) if table.rows)
     write(given.out, "methods", text)

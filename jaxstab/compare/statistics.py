@@ -77,6 +77,23 @@ def sensitivity(losses: Mapping[float, float], initial: float) -> float:
     return float(np.mean(capped - capped.min()))
 
 
+def between(losses: Mapping[float, float]) -> tuple[float, float]:
+    """The rate at which a parabola through the best rate and its neighbours is lowest, over the logarithm of the rate,
+    and how far below the best loss; NaN where the best has no neighbour on one side, or one that diverged.
+
+    Args:
+      losses: {rate: loss}.
+    """
+    rates = sorted(losses)
+    place = min(range(len(rates)), key=lambda place: (losses[rates[place]], place))
+    x = np.log(rates[max(place - 1, 0) : place + 2])
+    y = np.array([losses[rate] for rate in rates[max(place - 1, 0) : place + 2]])
+    if len(x) < 3 or place == 0 or not np.isfinite(y).all():
+        return np.nan, np.nan
+    a, b, _ = np.polyfit(x - x[1], y - y[1], 2)  # through the origin; a > 0, as the first of equal losses is the best
+    return float(np.exp(x[1] - b / (2 * a))), float(b * b / (4 * a))
+
+
 def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Estimate:
     """Spearman's ρ of pairs of values, with its 95% interval by resampling pairs; NaN for fewer than three."""
     pairs = np.array([first, second], np.float64)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxstab.compare.statistics import Estimate, Paired, estimate, paired, sensitivity
+from jaxstab.compare.statistics import Estimate, Paired, between, estimate, paired, sensitivity
 
 Result = Mapping[str, Any]
 EVALUATED = ("_loss", "_perplexity", "_acc")  # how the names of what an evaluation came to end
@@ -83,13 +83,25 @@ def best_rate(rows: Sequence[Result], variant: str, loss: str) -> float:
     return min(means, key=lambda rate: (-seeds[rate], means[rate], rate))
 
 
+def finer(rows: Sequence[Result], variant: str, loss: str) -> str:
+    """The rate that a parabola puts between those that were tried, and what it would gain, by the seeds of all."""
+    of_rate = {rate: losses(rows, variant, rate, loss) for rate in mean_losses(rows, variant, loss)}
+    seeds = set.intersection(*map(set, of_rate.values())) if of_rate else set()
+    if not seeds:
+        return ""
+    rate, gain = between({rate: float(np.mean([of[seed] for seed in seeds])) for rate, of in of_rate.items()})
+    return f"{rate:.2g}: -{gain:.4f}" if np.isfinite(gain) else ""
+
+
 def at_their_best(rows: Sequence[Result], baseline: str, loss: str) -> Table:
     """Every variant at its own best rate, beside the baseline at its own."""
     of_variant = {variant: best_rate(rows, variant, loss) for variant in variants(rows)}
     below = (
         "A seed stands for the same batches in the same order, and for the same draw of effective weights where the "
         "initial scale is the same. A best rate at an end of the grid may lie beyond it. Intervals by resampling two "
-        "seeds are the range of both, and those of few are too narrow (docs/compare.md)."
+        "seeds are the range of both, and those of few are too narrow (docs/compare.md). Between rates: where a "
+        "parabola through the best rate and its neighbours is lowest, and by how much; a difference that is no larger "
+        "may be one of rates."
     )
     return _beside("Each at its own best learning rate", rows, baseline, loss, of_variant, below)
 
@@ -112,10 +124,18 @@ def _beside(
         values, tried = losses(rows, variant, rate, loss), list(mean_losses(rows, variant, loss))
         ahead = "" if variant == baseline or not has_baseline else difference(paired(values, reference))
         edge = " (an end of the grid)" if len(tried) > 1 and rate in (tried[0], tried[-1]) else ""
-        body.append((variant, f"{rate:g}{edge}", _estimate(estimate(list(values.values()))), _std(values), ahead))
+        told = _estimate(estimate(list(values.values())))
+        body.append((variant, f"{rate:g}{edge}", told, _std(values), ahead, finer(rows, variant, loss)))
     if not has_baseline:
         below += f" No run of the baseline, {baseline}, is done: there are no differences yet."
-    head = ("method", "rate", f"{loss} [95%]", "std over seeds", f"difference to {baseline}, by seed [95%]; p")
+    head = (
+        "method",
+        "rate",
+        f"{loss} [95%]",
+        "std over seeds",
+        f"difference to {baseline}, by seed [95%]; p",
+        "between rates",
+    )
     return Table(title, head, tuple(body), below)
 
 

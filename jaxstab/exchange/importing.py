@@ -142,7 +142,7 @@ def recipe_of(source: Path, config: Config, tokenizer: Path, overridden: Sequenc
 
     Args:
       source, config, overridden: as `import_model` takes them.
-      tokenizer: the folder, which is written anew.
+      tokenizer: the folder.
 
     Raises:
       UserError: something of `source`, the recipe or the folder doesn't fit.
@@ -150,9 +150,13 @@ def recipe_of(source: Path, config: Config, tokenizer: Path, overridden: Sequenc
     config = with_model(config, find(source), overridden)
     if "data.tokenizer" in overridden:
         return _with_tokenizer(config, "", {})
+    workdirs.make(tokenizer)
     try:
-        workdirs.make(tokenizer)
-        return _with_tokenizer(config, str(tokenizer), stage(source, tokenizer))
+        with tempfile.TemporaryDirectory(dir=tokenizer.parent) as staged:
+            own = stage(source, Path(staged))
+            for path in Path(staged).iterdir():
+                path.replace(tokenizer / path.name)  # at once: another process may be reading it
+        return _with_tokenizer(config, str(tokenizer), own)
     except OSError as error:
         raise UserError(f"{tokenizer} can't be written: {reason(error)}") from error
 

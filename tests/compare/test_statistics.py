@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import scipy.interpolate
+import scipy.optimize
 import scipy.stats
 
-from jaxstab.compare.statistics import estimate, paired, rank_correlation, sensitivity
+from jaxstab.compare.statistics import between, estimate, paired, rank_correlation, sensitivity
 
 
 def test_an_interval_is_scipys_and_holds_the_mean_of_many_draws_as_often_as_it_says():
@@ -68,3 +70,15 @@ def test_a_rank_correlation_is_scipys_and_its_interval_covers():
     np.testing.assert_allclose([result.low, result.high], theirs, atol=0.03)
     assert result.n == 40 and np.isnan(rank_correlation([1.0, 2.0], [2.0, 1.0]).mean)
     assert rank_correlation([1, 2, 3, 4], [1, 4, 9, 16]).mean == pytest.approx(1.0)
+
+
+def test_the_best_rate_may_lie_between_those_that_were_tried():
+    """Beside SciPy's minimum of the polynomial through the three points."""
+    losses = {1e-4: 4.0, 1e-3: 3.1, 3e-3: 3.0, 1e-2: 3.2, 1e-1: 9.0}
+    x, y = np.log([1e-3, 3e-3, 1e-2]), [3.1, 3.0, 3.2]
+    least = scipy.optimize.minimize_scalar(scipy.interpolate.BarycentricInterpolator(x, y), bounds=(x[0], x[2]))
+    rate, gain = between(losses)
+    np.testing.assert_allclose([np.log(rate), gain], [least.x, 3.0 - least.fun], atol=1e-4)
+    for lacking in ({1e-3: 3.0, 1e-2: 3.1}, {1e-3: 3.3, 1e-2: 3.1, 1e-1: np.inf}, {1e-3: 3.0, 1e-2: 3.1, 1e-1: 3.2}):
+        assert np.isnan(between(lacking)).all()
+    assert np.isnan(between({1e-3: 3.0, 1e-2: 3.0, 1e-1: 3.0})).all() and between({1: 3.1, 2: 3.0, 3: 3.0})[1] > 0

@@ -26,6 +26,7 @@ def test_the_rate_that_most_seeds_judge_is_the_best():
     """By all its seeds 0.01 comes to 4.931, above the one seed of 0.003."""
     assert tables.best_rate(ROWS, "wesar", LOSS) == 0.01
     small, wesar, he = tables.at_their_best(ROWS, "small", LOSS).rows
+    assert small[5] == wesar[5] == he[5] == ""  # one rate, a neighbour that diverged, and nothing that trained
     assert small[1] == "0.01" and wesar[1] == "0.01" and "(n=8)" in wesar[2] and "p=" in wesar[4]
     assert he[1:3] == ("0.01 (an end of the grid)", "diverged (n=1)")
 
@@ -42,7 +43,7 @@ def test_a_method_that_never_trained_has_no_sensitivity_and_no_largest_rate():
 
 def test_a_rate_at_which_a_seed_diverged_has_no_interval_and_did_not_train():
     rows = [row("small", 0.01, 1, 5.0), row("small", 0.01, 2, np.inf), row("small", 0.003, 1, 5.5)]
-    ((_, _, told, spread, _),) = tables.at_their_best(rows, "small", LOSS).rows
+    ((_, _, told, spread, *_),) = tables.at_their_best(rows, "small", LOSS).rows
     assert told == "diverged (n=2)" and spread == ""
     assert tables.over_rates(rows, "small", LOSS).rows[0][3] == "0.003"
     assert tables.by_rate(rows, LOSS).rows == (("small", "5.5000 (n=1)", "diverged"),)
@@ -58,3 +59,13 @@ def test_a_run_whose_device_failed_says_nothing_of_its_method():
     failed = {**row("he", 0.01, 1, 5.0), "failed": True, "cell": "he-0.01-seed1", "steps": 3, "stopped": "no memory"}
     assert tables.sound([failed, ROWS[0]]) == [ROWS[0]]
     assert tables.failures([failed, ROWS[0]]).rows == (("he-0.01-seed1", "3", "no memory"),)
+
+
+def test_a_rate_between_those_that_were_tried_is_told_by_the_seeds_of_all():
+    def loss(rate):
+        return 5.0 + 0.02 * np.log(rate / 2e-3) ** 2
+
+    rows = [row("small", rate, seed, loss(rate) + seed) for rate in (1e-3, 3e-3, 1e-2) for seed in (1, 2)]
+    rows.append(row("small", 3e-3, 3, 0.0))
+    gain = loss(3e-3) - 5
+    assert tables.finer(rows, "small", LOSS) == f"0.002: -{gain:.4f}"
