@@ -118,7 +118,9 @@ def means(rows: Sequence[Result], first: Sequence[Result]) -> Table:
             for value in values
         ]
         spread = f"{np.std(of_seeds[0], ddof=1):.3f}" if np.isfinite(values[0].mean) else ""
-        body.append((values[0].mean, (variant, f"{rate:g}", *told, spread, str(len(own)), finer(first, variant, LOSS))))
+        body.append(
+            (values[0].mean, (variant, f"{rate:g}", *told, spread, str(len(own)), finer(first, variant, LOSS, rate)))
+        )
     head = ("method", "rate", *(f"{TEXTS[name]} [95%]" for name in texts), "std over seeds", "seeds", "between rates")
     return Table("Several seeds", head, tuple(line for _, line in sorted(body)))
 

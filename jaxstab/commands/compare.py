@@ -52,7 +52,7 @@ def _run(call: Call) -> None:
     if call["threshold"] is not None and not 0 < call["threshold"] < 1:
         raise ConfigError(f"--threshold={call['threshold']:g} must lie between 0 and 1")
     workdir = Path(call.required("workdir", "runs/comparison"))
-    source, begin = call["from"] or "", None
+    source, begin = str(Path(call["from"]).resolve()) if call["from"] else "", None
     known: Mapping[str, Overrides] = METHODS
     if source:
         config, begin, known = _imported(Path(source), config, workdir, call)
@@ -76,11 +76,14 @@ def _imported(source: Path, config: Config, workdir: Path, call: Call) -> tuple[
         twin = next((other for other in call["methods"][:place] if known.get(name) == known.get(other)), None)
         if name in known and twin:
             raise ConfigError(f"{twin} and {name} in --methods differ in how weights are drawn; with --from none are")
-    return recipe_of(source, config, workdir / "tokenizer", call.overridden), begin, known
+    drawn = next((axis for axis in call["vary"] if axis.startswith("init.")), None)
+    if drawn:
+        raise ConfigError(f"--vary={drawn} is of how weights are drawn; with --from none are")
+    return recipe_of(source, config, workdir, call.overridden), begin, known
 
 
 def _check(grid: Grid, config: Config, source: str) -> None:
-    """Raises ConfigError where a cell is of another model than that which its weights are of."""
+    """Raises ConfigError where a cell can't begin with the model's weights."""
     from jaxstab.exchange import check_model
 
     for cell in grid.cells:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -94,12 +95,12 @@ def run_cell(
       UserError: the run can't be made, or the device has failed before its first step was written down.
     """
     directory = directory_of(workdir, cell.name)
-    workdirs.make(directory)
+    if begin:
+        _begin(begin, cell, directory)
+    else:
+        workdirs.make(directory)
     stopped, failed = "", False
     try:
-        if begin and not (directory / workdirs.CONFIG).exists():
-            shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # of a process that was killed as it began
-            begin(cell.config, directory)
         train(cell.config, directory, Console(quiet=True), programs, request)
     except workdirs.BusyError:
         return None
@@ -112,6 +113,19 @@ def run_cell(
     row = summary(cell, lines, read_measurements(directory), stopped, failed) | {"parameters": count(stored)}
     workdirs.write_whole(directory / RESULT, row)
     return row
+
+
+def _begin(begin: Begin, cell: Cell, directory: Path) -> None:
+    """Makes the directory of a new run, which is there whole or not at all, whatever other processes do."""
+    if directory.exists():
+        return
+    workdirs.make(directory.parent)
+    with tempfile.TemporaryDirectory(dir=directory.parent.parent) as beside:
+        begin(cell.config, Path(beside) / cell.name)
+        with contextlib.suppress(OSError):  # another process was faster, or else:
+            (Path(beside) / cell.name).rename(directory)
+    if not (directory / workdirs.CONFIG).exists():
+        raise UserError(f"{directory} can't be made")
 
 
 def summary(

@@ -58,13 +58,13 @@ def begun(workdir: Path, config: Config, grid: Grid, threshold: float | None = N
     with contextlib.ExitStack() as stack:
         law = Law(grid.cells[0].variant, grid.cells[0].seed, THRESHOLD if threshold is None else threshold)
         keys = json.loads(json.dumps(_shared(config) | {"from": source}))
-        free = not any(workdir.glob(f"cells/*/{METRICS}"))
         try:
             stack.enter_context(workdirs.alone(workdir))
-        except workdirs.BusyError:  # by another process of this comparison
-            if free:
-                _wait_for(workdir, law, keys)
+            free = not any(workdir.glob(f"cells/*/{METRICS}"))
+        except workdirs.BusyError:  # by another process of this comparison, which may not have a run yet
             free = False
+            if not any(workdir.glob(f"cells/*/{METRICS}")):
+                _wait_for(workdir, law, keys)
         if free:
             workdirs.write_whole(workdir / COMPARISON, {"law": dataclasses.asdict(law), "config": keys})
         yield law if free else _fixed(workdir, keys, threshold)
@@ -73,6 +73,7 @@ def begun(workdir: Path, config: Config, grid: Grid, threshold: float | None = N
 def _fixed(workdir: Path, keys: dict[str, Any], threshold: float | None) -> Law:
     """The law that was fixed before; raises UserError where it is that of another comparison."""
     fixed, previous = read_comparison(workdir)
+    previous = {"from": ""} | previous
     if threshold not in (None, fixed.threshold):
         raise ConfigError(
             f"--threshold={threshold:g}, but {workdir} was begun with {fixed.threshold:g}: it is fixed before the "

@@ -104,7 +104,7 @@ class Runner:
         self._trials = together.Trials(self._programs, self._tell)
         self._refused: dict[str, UserError] = {}  # by the name of the cell
         self._untimed: set[str] = set()
-        self._begun, self._reported = read_comparison(workdir), time.monotonic()
+        self._reported = time.monotonic()
 
     def check(self) -> None:
         """Raises UserError where cells couldn't be run."""
@@ -122,8 +122,8 @@ class Runner:
         missing = sum(row is None or bool(row.get("failed")) for row in screened)
         if missing:
             self._tell(
-                f"{missing} runs of seed {self._law.seed} aren't done, or their device failed; with them, the same "
-                "command goes on to others"
+                f"{missing} runs of seed {self._law.seed} aren't done, or their device failed, of which result.json "
+                "has to be deleted; with them, the same command goes on to others"
             )
             return
         rows = sound(rows_of(self._workdir, self._grid))
@@ -177,7 +177,7 @@ class Runner:
 
     def _check_law(self) -> None:
         """Raises UserError where another command, which found no run in the workdir, began it anew."""
-        if read_comparison(self._workdir) != self._begun:
+        if read_comparison(self._workdir)[0] != self._law:
             raise UserError(f"another command has begun {self._workdir} anew, otherwise; take another workdir")
 
     def _outcome(self, cell: Cell, outcomes: Mapping[str, Result | UserError | None]) -> str:

@@ -88,7 +88,7 @@ def between(losses: Mapping[float, float]) -> tuple[float, float]:
     place = min(range(len(rates)), key=lambda place: (losses[rates[place]], place))
     x = np.log(rates[max(place - 1, 0) : place + 2])
     y = np.array([losses[rate] for rate in rates[max(place - 1, 0) : place + 2]])
-    if len(x) < 3 or place == 0 or not np.isfinite(y).all():
+    if len(x) < 3 or not np.isfinite(y).all():
         return np.nan, np.nan
     a, b, _ = np.polyfit(x - x[1], y - y[1], 2)  # through the origin; a > 0, as the first of equal losses is the best
     return float(np.exp(x[1] - b / (2 * a))), float(b * b / (4 * a))

@@ -83,14 +83,17 @@ def best_rate(rows: Sequence[Result], variant: str, loss: str) -> float:
     return min(means, key=lambda rate: (-seeds[rate], means[rate], rate))
 
 
-def finer(rows: Sequence[Result], variant: str, loss: str) -> str:
-    """The rate that a parabola puts between those that were tried, and what it would gain, by the seeds of all."""
+def finer(rows: Sequence[Result], variant: str, loss: str, best: float) -> str:
+    """The rate that a parabola puts between those that were tried, and what it would gain, by the seeds that all have;
+    "" where the best rate isn't `best` by these.
+    """
     of_rate = {rate: losses(rows, variant, rate, loss) for rate in mean_losses(rows, variant, loss)}
     seeds = set.intersection(*map(set, of_rate.values())) if of_rate else set()
     if not seeds:
         return ""
-    rate, gain = between({rate: float(np.mean([of[seed] for seed in seeds])) for rate, of in of_rate.items()})
-    return f"{rate:.2g}: -{gain:.4f}" if np.isfinite(gain) else ""
+    means = {rate: float(np.mean([of[seed] for seed in seeds])) for rate, of in of_rate.items()}
+    rate, gain = between(means)
+    return f"{rate:.2g}: -{gain:.4f}" if np.isfinite(gain) and min(means, key=lambda rate: means[rate]) == best else ""
 
 
 def at_their_best(rows: Sequence[Result], baseline: str, loss: str) -> Table:
@@ -100,10 +103,12 @@ def at_their_best(rows: Sequence[Result], baseline: str, loss: str) -> Table:
         "A seed stands for the same batches in the same order, and for the same draw of effective weights where the "
         "initial scale is the same. A best rate at an end of the grid may lie beyond it. Intervals by resampling two "
         "seeds are the range of both, and those of few are too narrow (docs/compare.md). Between rates: where a "
-        "parabola through the best rate and its neighbours is lowest, and by how much; a difference that is no larger "
-        "may be one of rates."
+        "parabola through the best rate and its neighbours is lowest, and by how much, by the seeds that all rates "
+        "have; a difference that is no larger may be one of rates."
     )
-    return _beside("Each at its own best learning rate", rows, baseline, loss, of_variant, below)
+    table = _beside("Each at its own best learning rate", rows, baseline, loss, of_variant, below)
+    more = tuple((*line, finer(rows, line[0], loss, of_variant[line[0]])) for line in table.rows)
+    return dataclasses.replace(table, head=(*table.head, "between rates"), rows=more)
 
 
 def at_the_common_rate(rows: Sequence[Result], baseline: str, loss: str) -> Table:
@@ -125,17 +130,10 @@ def _beside(
         ahead = "" if variant == baseline or not has_baseline else difference(paired(values, reference))
         edge = " (an end of the grid)" if len(tried) > 1 and rate in (tried[0], tried[-1]) else ""
         told = _estimate(estimate(list(values.values())))
-        body.append((variant, f"{rate:g}{edge}", told, _std(values), ahead, finer(rows, variant, loss)))
+        body.append((variant, f"{rate:g}{edge}", told, _std(values), ahead))
     if not has_baseline:
         below += f" No run of the baseline, {baseline}, is done: there are no differences yet."
-    head = (
-        "method",
-        "rate",
-        f"{loss} [95%]",
-        "std over seeds",
-        f"difference to {baseline}, by seed [95%]; p",
-        "between rates",
-    )
+    head = ("method", "rate", f"{loss} [95%]", "std over seeds", f"difference to {baseline}, by seed [95%]; p")
     return Table(title, head, tuple(body), below)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,14 +31,14 @@ from jaxstab.exchange.tokenizer import stage
 from jaxstab.logging.console import say
 from jaxstab.model.config import ModelConfig
 from jaxstab.model.transformer import read_table
+from jaxstab.reparam import METHODS, Method, compose
 from jaxstab.train import workdir as workdirs
 from jaxstab.train.checkpoint import Checkpoints, reason
 from jaxstab.train.config import Config, check
 from jaxstab.train.program import build
-from jaxstab.train.setup import Setup, reparameterized
+from jaxstab.train.setup import reparameterized
 from jaxstab.train.state import TrainState, wrapped_state
 
-DRAWN = ("init.", "model.embedding.")  # keys of how weights are drawn
 RECIPE_S = ("dtype", "remat", "attention", "mask_documents")  # keys of the model that the recipe decides
 
 
@@ -114,7 +116,7 @@ def import_model(
         if found.gates and not keeps_gates:  # a head with a gate of its own is no longer the embedding
             config = dataclasses.replace(config, model=untied(config.model))
         program = build(config, config.model.vocabulary - 1)
-        _check_preserved(program.setup)
+        _check_preserved(config, program.setup.methods)
         say(console, _plan(found))
         weights = jax.tree.map(jnp.asarray, found.weights())
         state = wrapped_state(program.setup, weights)
@@ -137,37 +139,49 @@ def import_model(
     return difference
 
 
-def recipe_of(source: Path, config: Config, tokenizer: Path, overridden: Sequence[str] = ()) -> Config:
-    """The config of several runs that begin with one model from elsewhere, whose tokenizer is put into a folder.
+def recipe_of(source: Path, config: Config, workdir: Path, overridden: Sequence[str] = ()) -> Config:
+    """The config of several runs that begin with one model from elsewhere.
+
+    Its tokenizer is put into a folder of the workdir that is named by what is in it.
 
     Args:
       source, config, overridden: as `import_model` takes them.
-      tokenizer: the folder.
+      workdir: of them all.
 
     Raises:
-      UserError: something of `source`, the recipe or the folder doesn't fit.
+      UserError: something of `source`, the recipe or the workdir doesn't fit.
     """
-    config = with_model(config, find(source), overridden)
+    found = find(source)
+    if found.gates:
+        raise UserError(f"{source} has gates of its own; export a run of it first, which merges them (docs/export.md)")
+    config = with_model(config, found, overridden)
     if "data.tokenizer" in overridden:
         return _with_tokenizer(config, "", {})
-    workdirs.make(tokenizer)
+    workdirs.make(workdir)
     try:
-        with tempfile.TemporaryDirectory(dir=tokenizer.parent) as staged:
-            own = stage(source, Path(staged))
-            for path in Path(staged).iterdir():
-                path.replace(tokenizer / path.name)  # at once: another process may be reading it
-        return _with_tokenizer(config, str(tokenizer), own)
+        with tempfile.TemporaryDirectory(dir=workdir) as beside:
+            staged = Path(beside) / "tokenizer"
+            staged.mkdir()
+            own = stage(source, staged)
+            content = b"".join(path.name.encode() + path.read_bytes() for path in sorted(staged.iterdir()))
+            tokenizer = workdir.resolve() / f"tokenizer-{hashlib.sha256(content).hexdigest()[:8]}"
+            if own and not tokenizer.exists():
+                with contextlib.suppress(OSError):  # another process was faster
+                    staged.rename(tokenizer)
     except OSError as error:
-        raise UserError(f"{tokenizer} can't be written: {reason(error)}") from error
+        raise UserError(f"the tokenizer of {source} can't be put into {workdir}: {reason(error)}") from error
+    return _with_tokenizer(config, str(tokenizer), own)
 
 
 def undrawn(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a method that mean something for a model that isn't drawn."""
-    return {key: value for key, value in overrides.items() if not key.startswith(DRAWN)}
+    drawn = {"model.embedding.method": ("plain", "unit")}  # the others are another model
+    return {k: v for k, v in overrides.items() if not k.startswith("init.") and v not in drawn.get(k, ())}
 
 
 def check_model(config: Config, model: ModelConfig) -> None:
-    """Raises ConfigError where a config is of another model than the one whose weights it would begin with."""
+    """Raises ConfigError where runs of a config can't begin with a model's weights."""
+    _check_preserved(config, compose(config.reparam, METHODS))
     ours, theirs = flatten(config.model), flatten(model)
     for key, value in ours.items():
         if value != theirs[key] and not key.startswith(RECIPE_S):
@@ -197,16 +211,16 @@ def _with_tokenizer(config: Config, path: str, keys: dict[str, str]) -> Config:
     return config.with_vocabulary(tokenizer.vocabulary)
 
 
-def _check_preserved(setup: Setup) -> None:
+def _check_preserved(config: Config, methods: Sequence[Method]) -> None:
     """Raises a ConfigError where the reparameterization would change the model that it is given."""
-    if setup.config.search:
+    if config.search:
         raise ConfigError(
-            f"init_search.method={setup.config.init_search.method} is of drawn weights, and an imported model begins "
+            f"init_search.method={config.init_search.method} is of drawn weights, and an imported model begins "
             "with its own; leave it out"
         )
-    if not all(method.preserves for method in setup.methods):
+    if not all(method.preserves for method in methods):
         raise ConfigError(
-            f"reparam.method={setup.config.reparam.method} does not keep the weights that it is given: it begins "
+            f"reparam.method={config.reparam.method} does not keep the weights that it is given: it begins "
             "elsewhere, with these options; wesar, and weight_norm and sigma_reparam with gate=norm, keep them"
         )
 

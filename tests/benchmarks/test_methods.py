@@ -57,6 +57,9 @@ def test_several_seeds_are_told_at_the_rate_that_the_first_chose():
     told = methods.means(several, rows()).rows
     assert [line[:2] + line[-2:-1] for line in told] == [("muon", "0.1", "8"), ("small", "1", "8")]
     assert [line[-1] for line in told] == ["", ""]  # a neighbour diverged; the last rate
+    of_small = [each for each in several if each["variant"] == "small"]
+    ((*_, between),) = methods.means(of_small, [*rows(), row("small", 10.0, 1, 5.6)]).rows
+    assert between == "1: -0.0000"  # 5.6, 5.5 and 5.6: the best is where it is lowest
     ((name, difference, _),) = methods.pairs(several).rows
     assert name == "muon - small" and difference.startswith("-0.2000 [-0.2000, -0.2000]; p=0.00781 (n=8)")
 

@@ -68,4 +68,5 @@ def test_a_rate_between_those_that_were_tried_is_told_by_the_seeds_of_all():
     rows = [row("small", rate, seed, loss(rate) + seed) for rate in (1e-3, 3e-3, 1e-2) for seed in (1, 2)]
     rows.append(row("small", 3e-3, 3, 0.0))
     gain = loss(3e-3) - 5
-    assert tables.finer(rows, "small", LOSS) == f"0.002: -{gain:.4f}"
+    assert tables.finer(rows, "small", LOSS, 3e-3) == f"0.002: -{gain:.4f}"
+    assert tables.finer(rows, "small", LOSS, 1e-3) == ""

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import main
+from jaxstab.compare import cells
+from jaxstab.compare.grid import Cell
 from jaxstab.config import UserError
 from jaxstab.exchange import find, import_model
-from jaxstab.train.config import resolve
+from jaxstab.train.config import Config, resolve
 from tests.exchange import theirs
 from tests.train import tiny
 from tests.train.conftest import TinyRuns
@@ -158,15 +160,32 @@ def test_a_comparison_begins_with_the_same_model_under_every_method(tmp_path, ru
     np.testing.assert_allclose(plain, wesar, rtol=1e-5)
     assert json.loads((tmp_path / "grid/cells/wesar-0.001-seed1/imported.json").read_text())["source"].endswith("model")
 
-    shutil.rmtree(tmp_path / "grid/cells/wesar-0.001-seed1")  # as if its process was killed as it began
-    (tmp_path / "grid/cells/wesar-0.001-seed1/checkpoints/0").mkdir(parents=True)
+    shutil.rmtree(tmp_path / "grid/cells/wesar-0.001-seed1")
     assert compare("config,wesar") == 0
     again = [json.loads(line) for line in (tmp_path / "grid" / "results.jsonl").read_text().splitlines()]
     assert [row["validation_loss"] for row in again] == [row["validation_loss"] for row in rows]
 
-    assert compare("config,mlra") == 1 and "does not keep the weights that it is given" in capsys.readouterr().err
+    assert compare("config,mlra") == 1 and "mlra can't begin with" in capsys.readouterr().err
+    assert not list(tmp_path.glob("grid/cells/mlra*"))  # nothing is begun
+    assert compare("embed_norm") == 1 and "embed_norm can't begin with" in capsys.readouterr().err
+    assert (
+        compare("config", "--vary=init.method=he,small") == 1 and "of how weights are drawn" in capsys.readouterr().err
+    )
     assert compare("config,qk_norm") == 1 and "qk_norm can't begin with" in capsys.readouterr().err
     assert compare("small,he") == 1 and "small and he in --methods differ in how weights" in capsys.readouterr().err
     shutil.copytree(tmp_path / "model", tmp_path / "other")
     assert compare("config", source="other") == 1
     assert re.search("from .there '.*model', here '.*other'.", capsys.readouterr().err)
+
+
+def test_a_directory_that_two_processes_begin_at_once_is_whole(tmp_path):
+    directory = tmp_path / "cells" / "config-0.001-seed1"
+
+    def begin(_, into):
+        directory.mkdir(parents=True)  # by the other process, which was faster
+        (directory / "config.json").write_text("theirs")
+        into.mkdir()
+        (into / "config.json").write_text("ours")
+
+    cells._begin(begin, Cell("config", 1e-3, 1, (), Config()), directory)
+    assert (directory / "config.json").read_text() == "theirs" and list(tmp_path.iterdir()) == [tmp_path / "cells"]
