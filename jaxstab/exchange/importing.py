@@ -30,6 +30,7 @@ from jaxstab.exchange.tensors import Tensor
 from jaxstab.exchange.tokenizer import stage
 from jaxstab.logging.console import say
 from jaxstab.model.config import ModelConfig
+from jaxstab.model.embeddings import EMBEDDINGS
 from jaxstab.model.transformer import read_table
 from jaxstab.reparam import METHODS, Method, compose
 from jaxstab.train import workdir as workdirs
@@ -175,8 +176,11 @@ def recipe_of(source: Path, config: Config, workdir: Path, overridden: Sequence[
 
 def undrawn(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a method that mean something for a model that isn't drawn."""
-    drawn = {"model.embedding.method": ("plain", "unit")}  # the others are another model
-    return {k: v for k, v in overrides.items() if not k.startswith("init.") and v not in drawn.get(k, ())}
+    return {key: value for key, value in overrides.items() if not _is_of_draw(key, value)}
+
+
+def _is_of_draw(key: str, value: Any) -> bool:
+    return key.startswith("init.") or (key == "model.embedding.method" and EMBEDDINGS[value]().only_scales)
 
 
 def check_model(config: Config, model: ModelConfig) -> None:

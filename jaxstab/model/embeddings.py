@@ -26,6 +26,11 @@ class Embedding(NamedTuple):
     apply: Callable[[Array, Callable[[Array], Array]], Array] = lambda x, norm: x
     normalized: bool = False
 
+    @property
+    def only_scales(self) -> bool:
+        """Whether embedded tokens are rows of the matrix times a constant."""
+        return self.apply is Embedding._field_defaults["apply"]
+
 
 def plain() -> Embedding:
     """The embedding as it is.
