@@ -73,21 +73,12 @@ def begun(workdir: Path, config: Config, grid: Grid, threshold: float | None = N
 def _fixed(workdir: Path, keys: dict[str, Any], threshold: float | None) -> Law:
     """The law that was fixed before; raises UserError where it is that of another comparison."""
     fixed, previous = read_comparison(workdir)
-    previous = {"from": ""} | previous
     if threshold not in (None, fixed.threshold):
         raise ConfigError(
             f"--threshold={threshold:g}, but {workdir} was begun with {fixed.threshold:g}: it is fixed before the "
             "runs; take another workdir for another"
         )
-    differing = [
-        f"{key} (there {previous[key]!r}, here {value!r})"
-        for key, value in keys.items()
-        if previous.get(key, value) != value  # a key that wasn't there yet has had its default
-    ]
-    if differing:
-        raise ConfigError(
-            f"{workdir} compares runs of another config; take another workdir, or mend: {'; '.join(differing)}"
-        )
+    workdirs.refuse_another(f"{workdir} compares runs of", {"from": ""} | previous, keys)
     return fixed
 
 

@@ -122,8 +122,8 @@ class Runner:
         missing = sum(row is None or bool(row.get("failed")) for row in screened)
         if missing:
             self._tell(
-                f"{missing} runs of seed {self._law.seed} aren't done, or their device failed, of which result.json "
-                "has to be deleted; with them, the same command goes on to others"
+                f"{missing} runs of seed {self._law.seed} aren't done, or failed and need their result.json deleted; "
+                "after them the same command goes on to the others"
             )
             return
         rows = sound(rows_of(self._workdir, self._grid))
@@ -239,8 +239,8 @@ class Runner:
             self._tell(f"the device failed in {', '.join(failed)}")
         if rows:
             report.write(self._grid, every, self._law, _times(self._workdir), self._workdir, self._published)
-            done = sum(row_of(self._workdir, cell) is not None for cell in self._grid.cells)
-            self._tell(f"{done} of {len(self._grid.cells)} runs done: {self._workdir / 'report.html'}")
+            done = {row["cell"] for row in every} & {cell.name for cell in self._grid.cells}
+            self._tell(f"{len(done)} of {len(self._grid.cells)} runs done: {self._workdir / 'report.html'}")
         return rows
 
     def report(self) -> None:

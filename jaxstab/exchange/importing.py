@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,20 +186,23 @@ def _is_of_draw(key: str, value: Any) -> bool:
 def check_model(config: Config, model: ModelConfig) -> None:
     """Raises ConfigError where runs of a config can't begin with a model's weights."""
     _check_preserved(config, compose(config.reparam, METHODS))
-    ours, theirs = flatten(config.model), flatten(model)
-    for key, value in ours.items():
-        if value != theirs[key] and not key.startswith(RECIPE_S):
-            raise ConfigError(f"model.{key} would be {value}, and the weights are of a model with {theirs[key]}")
+    for key, ours, theirs in _differing(config.model, model):
+        raise ConfigError(f"model.{key} would be {ours}, and the weights are of a model with {theirs}")
+
+
+def _differing(recipe: ModelConfig, model: ModelConfig) -> Iterator[tuple[str, Any, Any]]:
+    """The keys in which a recipe is of another model, where it has no say; with the value of each."""
+    theirs = flatten(model)
+    for key, ours in flatten(recipe).items():
+        if ours != theirs[key] and not key.startswith(RECIPE_S):
+            yield key, ours, theirs[key]
 
 
 def with_model(config: Config, found: Found, overridden: Sequence[str]) -> Config:
     """The recipe for a model that was found; raises ConfigError where the command line asks for another model."""
-    flat, ours = flatten(config.model), flatten(found.model)
-    for key in (name.removeprefix("model.") for name in overridden if name.startswith("model.")):
-        if not key.startswith(RECIPE_S) and flat[key] != ours[key]:
-            raise ConfigError(
-                f"--config.model.{key}={flat[key]} is not what {found.source} holds, {ours[key]}; leave it out"
-            )
+    for key, asked, has in _differing(config.model, found.model):
+        if f"model.{key}" in overridden:
+            raise ConfigError(f"--config.model.{key}={asked} is not what {found.source} holds, {has}; leave it out")
     recipe_s = {key: getattr(config.model, key) for key in RECIPE_S}
     config = dataclasses.replace(config, model=dataclasses.replace(found.model, **recipe_s))
     check(config)

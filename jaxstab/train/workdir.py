@@ -139,22 +139,27 @@ def claim(
     dropped = [f"{key}={value!r}" for key, value in previous.items() if key not in known]
     if dropped:
         warn(f"{path} has keys that this version doesn't know and leaves out: {', '.join(dropped)}")
-    _refuse_another(workdir, previous, current)
+    refuse_another(f"{workdir} holds a run with", previous, current)
     if identity.keys() - saved["identity"].keys():  # an imported model, at the beginning of its training
         write_whole(path, {**saved, "identity": identity})
 
 
-def _refuse_another(workdir: Path, previous: dict[str, Any], current: dict[str, Any]) -> None:
-    """Raises ConfigError where two configs differ in a key that both have; the others belong to methods not chosen."""
+def refuse_another(what: str, previous: dict[str, Any], current: dict[str, Any]) -> None:
+    """Raises ConfigError where two configs differ in a key that both have.
+
+    Keys of one side alone belong to a method that the other hasn't chosen, or weren't there yet and had their default.
+
+    Args:
+      what: a workdir, and what it says that it has another config of.
+      previous, current: the configs as JSON has them, there and here.
+    """
     differing = [
         f"{key} (there {previous[key]!r}, here {value!r})"
         for key, value in current.items()
         if previous.get(key, value) != value
     ]
     if differing:
-        raise ConfigError(
-            f"{workdir} holds a run with another config; take another workdir, or mend: {'; '.join(differing)}"
-        )
+        raise ConfigError(f"{what} another config; take another workdir, or mend: {'; '.join(differing)}")
 
 
 def check_same(workdir: Path, config: Config, free: Collection[str] = ()) -> None:
@@ -165,7 +170,8 @@ def check_same(workdir: Path, config: Config, free: Collection[str] = ()) -> Non
     saved = saved_config(workdir)
     config = config.with_vocabulary(saved.model.vocabulary)
     previous, current = (_json(training_keys(flatten(each))) for each in (saved, config))
-    _refuse_another(workdir, previous, {key: value for key, value in current.items() if key not in free})
+    bound = {key: value for key, value in current.items() if key not in free}
+    refuse_another(f"{workdir} holds a run with", previous, bound)
 
 
 def saved_config(workdir: Path) -> Config:
